@@ -1,0 +1,132 @@
+"""CREMA-D: split the clips that are present into train.csv and test.csv, rows `<id>,<emotion>` without a header.
+
+    python data/CREMAD/make_split.py [--seed 0] [--test_ratio 0.1] [--by_actor]
+
+Stratified by emotion, or with --by_actor no actor on both sides. The authors' own lists of 6,698 and 744 clips go
+under the same names instead.
+"""
+
+import argparse
+import random
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dataset.cremad import CREMAD
+from utils.errors import InputError, OneLineParser, run
+from utils.options import at_least
+
+
+def ratio(text):
+    """An argparse type: a number above 0 and below 1."""
+    value = at_least(0, float)(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def parse_id(clip_id):
+    """'<actor>_<sentence>_<emotion>_<level>' -> (actor, emotion).
+
+    Raises:
+        InputError: another form, or an unknown emotion.
+    """
+    parts = clip_id.split("_")
+    if len(parts) != 4 or parts[2] not in CREMAD.classes:
+        raise InputError(
+            f"{clip_id}: not a CREMA-D clip, '<actor>_<sentence>_<emotion>_<level>' with emotion one of "
+            f"{', '.join(CREMAD.classes)}; move it out of the folder"
+        )
+    return parts[0], parts[2]
+
+
+def split_by_emotion(clips, test_ratio, rng):
+    """The ids of the test set: of every emotion the share `test_ratio`, at least one clip and not all.
+
+    Args:
+        clips: {id: (actor, emotion)}.
+
+    Raises:
+        InputError: an emotion with a single clip.
+    """
+    groups = defaultdict(list)
+    for clip_id, (_, emotion) in sorted(clips.items()):
+        groups[emotion].append(clip_id)
+    test = set()
+    for emotion, ids in sorted(groups.items()):
+        if len(ids) < 2:
+            raise InputError(f"{ids[0]}: the only clip of {emotion}; two are needed for a split, add more")
+        count = min(max(round(test_ratio * len(ids)), 1), len(ids) - 1)
+        test.update(rng.sample(ids, count))
+    return test
+
+
+def split_by_actor(clips, test_ratio, rng):
+    """The ids of the test set: all clips of actors drawn until the share `test_ratio` is reached, one actor kept out.
+
+    Raises:
+        InputError: fewer than two actors.
+    """
+    groups = defaultdict(list)
+    for clip_id, (actor, _) in sorted(clips.items()):
+        groups[actor].append(clip_id)
+    if len(groups) < 2:
+        raise InputError("--by_actor needs clips of two actors at least; leave the flag out or add clips")
+    actors = rng.sample(sorted(groups), len(groups) - 1)
+    test = set()
+    for actor in actors:
+        if len(test) >= test_ratio * len(clips):
+            break
+        test.update(groups[actor])
+    return test
+
+
+def main():
+    parser = OneLineParser(description="Write CREMA-D's train.csv and test.csv from the clips present.")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("train_test_data/CREMA-D"),
+        help="folder of AudioWAV and Image-01-FPS (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split_path",
+        type=Path,
+        default=Path("data/CREMAD"),
+        help="folder for the lists (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
+    parser.add_argument(
+        "--test_ratio", type=ratio, default=0.1, metavar="R", help="share of test clips (default: 0.1)"
+    )
+    parser.add_argument(
+        "--by_actor", action="store_true", help="no actor on both sides, instead of stratified"
+    )
+    args = parser.parse_args()
+
+    for folder in (args.root / "AudioWAV", args.root / "Image-01-FPS"):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; run video_preprocessing.py first, or change --root")
+    sounds = {path.stem for path in (args.root / "AudioWAV").glob("*.wav")}
+    pictures = {path.name for path in (args.root / "Image-01-FPS").iterdir() if not path.name.startswith(".")}
+    clips = {clip_id: parse_id(clip_id) for clip_id in sounds & pictures}
+    if not clips:
+        raise InputError(f"{args.root}: no clip with both sound and frames; run video_preprocessing.py first")
+
+    rng = random.Random(args.seed)
+    split = split_by_actor if args.by_actor else split_by_emotion
+    test = split(clips, args.test_ratio, rng)
+    args.split_path.mkdir(parents=True, exist_ok=True)
+    for name, ids in (("train", clips.keys() - test), ("test", test)):
+        partial = args.split_path / f"{name}.csv.partial"
+        partial.write_text("".join(f"{clip_id},{clips[clip_id][1]}\n" for clip_id in sorted(ids)))
+        partial.replace(args.split_path / f"{name}.csv")
+        print(f"{args.split_path / name}.csv: {len(ids)} clips")
+    if len(sounds ^ pictures):
+        print(f"{len(sounds ^ pictures)} clips left out for want of sound or frames")
+
+
+if __name__ == "__main__":
+    run(main)

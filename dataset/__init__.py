@@ -1,0 +1,66 @@
+"""The table of datasets and the builders that the scripts call. A new dataset is an index file and a row here."""
+
+import os
+from dataclasses import dataclass
+
+from torch.utils.data import DataLoader
+
+from dataset.clips import AudioSettings, ClipDataset, EpochSampler
+from dataset.cremad import CREMAD
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dataset: its class, number of model outputs, audio settings and frames per clip."""
+
+    dataset: type[ClipDataset]
+    n_classes: int
+    audio: AudioSettings
+    num_frame: int
+
+
+DATASETS = {
+    "CREMAD": Entry(CREMAD, 6, AudioSettings(rate=22050, seconds=3, n_fft=512, hop=353), num_frame=1),
+}
+
+
+def fill_defaults(args):
+    """Give the flags that a dataset decides (paths, num_frame) its values where they are None. Returns args."""
+    entry = DATASETS[args.dataset]
+    args.audio_path = args.audio_path or entry.dataset.audio_path
+    args.visual_path = args.visual_path or entry.dataset.visual_path
+    args.split_path = args.split_path or os.path.join("data", args.dataset)
+    args.num_frame = args.num_frame or entry.num_frame
+    return args
+
+
+def build_dataset(args, split):
+    """The "train" or "test" split of `args.dataset`: items (spectrogram (F, T), frames (3, N, H, W), label).
+
+    Raises:
+        InputError: a folder or list is missing, empty or wrong.
+    """
+    args = fill_defaults(args)
+    entry = DATASETS[args.dataset]
+    return entry.dataset(args, split, entry.audio, args.num_frame)
+
+
+def build_loader(args, split, device):
+    """A DataLoader over `build_dataset(args, split)`, in random order for training, whole to the last clip.
+
+    The number of workers changes the speed and nothing else. Pinned memory on CUDA.
+    """
+    dataset = build_dataset(args, split)
+    workers = args.num_workers
+    if workers is None:
+        workers = min(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 16
+        )
+    return DataLoader(
+        dataset,
+        batch_size=args.batch_size,
+        sampler=EpochSampler(dataset) if dataset.training else None,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )

@@ -1,0 +1,248 @@
+"""The clip reader that every dataset shares: a spectrogram and a few frames per clip (DESIGN section 1, Datasets)."""
+
+import csv
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, Sampler
+from torchvision import transforms
+
+from utils.errors import InputError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class AudioSettings:
+    """How a dataset's sound becomes a spectrogram: sampling rate in Hz, length in seconds, STFT window and hop."""
+
+    rate: int
+    seconds: int
+    n_fft: int
+    hop: int
+
+
+class Clip(NamedTuple):
+    """One entry of an index. `label` is the position of its class in the dataset's `classes`."""
+
+    id: str
+    wav: str
+    frames: list[str]
+    label: int
+
+
+def derived_seed(*parts):
+    """A 63-bit seed that is a function of `parts`, the same in every process and on every machine."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def load_waveform(path, rate):
+    """A sound file as mono float32 samples (n,) at `rate` Hz, resampled as librosa.load does (soxr, high quality).
+
+    Raises:
+        InputError: the file is missing, unreadable or holds no sample.
+    """
+    try:
+        samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, soundfile.SoundFileError):
+        raise InputError(
+            f"{path}: not a readable sound file; restore it or take its clip off the split list"
+        ) from None
+    if not len(samples):
+        raise InputError(f"{path}: holds no sound; restore it or take its clip off the split list")
+    samples = samples.mean(axis=1)
+    if file_rate != rate:
+        length = -(-len(samples) * rate // file_rate)  # rounded up
+        samples = soxr.resample(samples, file_rate, rate, quality="HQ")[:length]
+        samples = np.pad(samples, (0, length - len(samples)))
+    return samples
+
+
+def log_spectrogram(samples, audio):
+    """log(|STFT| + 1e-7) of samples (n,): Hann window, centred, zeros beyond both ends -> (n_fft/2 + 1, 1 + n // hop).
+
+    The amplitude is clipped to [-1, 1] first (DESIGN section 1, Datasets).
+    """
+    samples = torch.from_numpy(samples).clamp(-1, 1)
+    window = torch.hann_window(audio.n_fft)
+    stft = torch.stft(
+        samples, audio.n_fft, audio.hop, window=window, center=True, pad_mode="constant", return_complex=True
+    )
+    return (stft.abs() + 1e-7).log()
+
+
+def load_image(path):
+    """A frame as an RGB PIL image.
+
+    Raises:
+        InputError: the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError):
+        raise InputError(f"{path}: not a readable picture; extract the clip's frames again") from None
+
+
+def read_split(path, classes):
+    """A split list, rows `<id>,<class name>` without a header -> [(id, label), ...]. A byte order mark is ignored.
+
+    Raises:
+        InputError: the list is missing, empty or not text, or a row names an unknown class or is no plain clip id.
+    """
+    labels = {name: label for label, name in enumerate(classes)}
+    rows = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(csv.reader(file), start=1):
+                if not row:
+                    continue
+                if len(row) != 2:
+                    raise InputError(
+                        f"{path}, line {number}: {','.join(row)!r} is not '<id>,<class>'; mend the line"
+                    )
+                clip_id, name = row[0].strip(), row[1].strip()
+                if name not in labels:
+                    raise InputError(
+                        f"{path}, line {number}: {clip_id} has the unknown class {name!r}; known: {', '.join(classes)}"
+                    )
+                if clip_id in ("", ".", "..") or "/" in clip_id or "\\" in clip_id or "\0" in clip_id:
+                    raise InputError(
+                        f"{path}, line {number}: {clip_id!r} is not a clip's name; mend the line"
+                    )
+                rows.append((clip_id, labels[name]))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such split list; make it, or say where it is with --split_path"
+        ) from None
+    except (OSError, UnicodeDecodeError, csv.Error):
+        raise InputError(f"{path}: not a readable UTF-8 list of '<id>,<class>' rows; make it again") from None
+    if not rows:
+        raise InputError(f"{path}: an empty split; make the list again from clips that are there")
+    return rows
+
+
+def list_folder(path, flag):
+    """The names in a folder, as a set.
+
+    Raises:
+        InputError: it is missing or no folder; the message names `flag` as the one to change.
+    """
+    try:
+        return set(os.listdir(path))
+    except OSError:
+        raise InputError(
+            f"{path}: no such folder; get and preprocess the dataset, or change {flag}"
+        ) from None
+
+
+def list_frames(folder):
+    """Paths of the JPEG frames in a folder, in order; none when there is no such folder."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".jpg"))
+    except OSError:
+        return []
+    return [os.path.join(folder, name) for name in names]
+
+
+class ClipDataset(Dataset):
+    """Items (spectrogram (F, T), frames (3, N, H, W), label) of one split. A dataset's subclass builds the index only.
+
+    Training draws N frames in order of time, crops and flips at random, as a function of (seed, epoch, clip) alone;
+    evaluation takes N evenly spaced frames and is deterministic.
+
+    Args:
+        args: settings (DESIGN section 2): paths, fps, image_size, random_seed.
+        split: "train" or "test".
+        audio: AudioSettings.
+        num_frame: frames per clip, N.
+
+    Attributes:
+        clips: the index, a list of Clip.
+        skipped: ids on the list that have no sound or fewer than N frames.
+
+    Raises:
+        InputError: a folder or list is missing or wrong, or every clip is skipped.
+    """
+
+    classes = ()
+
+    def __init__(self, args, split, audio, num_frame):
+        self.training = split == "train"
+        self.seed, self.audio, self.num_frame = args.random_seed, audio, num_frame
+        # shared memory, so that workers that live through the run see the epoch change
+        self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        size = (args.image_size, args.image_size)
+        if self.training:
+            augmentation = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+        else:
+            augmentation = [transforms.Resize(size)]
+        normalisation = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        self.transform = transforms.Compose(augmentation + normalisation)
+        self.clips, self.skipped = [], []
+        for clip in self.index(args, split):
+            if clip.wav and len(clip.frames) >= num_frame:
+                self.clips.append(clip)
+            else:
+                self.skipped.append(clip.id)
+        if not self.clips:
+            raise InputError(
+                f"{args.dataset} {split}: none of the {len(self.skipped)} clips listed has sound and "
+                f"{num_frame} frame(s); check --audio_path, --visual_path, --split_path, --num_frame"
+            )
+
+    def index(self, args, split):
+        """Yield a Clip per entry of the split's list; `wav` is "" where there is no sound file."""
+        raise NotImplementedError
+
+    @property
+    def epoch(self):
+        return self.shared_epoch.item()
+
+    def set_epoch(self, epoch):
+        """Set the epoch that draws, crops, flips and order depend on."""
+        self.shared_epoch.fill_(epoch)
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, i):
+        clip = self.clips[i]
+        samples = load_waveform(clip.wav, self.audio.rate)
+        samples = np.resize(samples, self.audio.rate * self.audio.seconds)  # repeated to fill, then cut
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derived_seed(self.seed, self.epoch, clip.id))
+            frames = [
+                self.transform(load_image(clip.frames[k])) for k in self.frame_numbers(len(clip.frames))
+            ]
+        return log_spectrogram(samples, self.audio), torch.stack(frames, dim=1), clip.label
+
+    def frame_numbers(self, available):
+        """Which N of the available frames to show: drawn in training, the middles of N equal parts in evaluation."""
+        if self.training:
+            return torch.randperm(available)[: self.num_frame].sort().values.tolist()
+        return [(2 * k + 1) * available // (2 * self.num_frame) for k in range(self.num_frame)]
+
+
+class EpochSampler(Sampler):
+    """Every clip once, in an order that is a function of (seed, epoch) alone."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(
+            derived_seed(self.dataset.seed, self.dataset.epoch, "order")
+        )
+        return iter(torch.randperm(len(self), generator=generator).tolist())

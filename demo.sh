@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# From nothing to a validated model on clips made here: six drawn faces and synthetic voices in CREMA-D's raw form.
+# Needs Python 3.10 or newer. About 5 minutes on 2 CPU cores once .venv is installed.
+# Writes train_test_data/demo and ckpt/demo, and nothing else.
+set -euo pipefail
+cd "$(dirname "$0")"
+source utils/environment.sh
+make_environment
+root=train_test_data/demo/CREMA-D
+
+echo "== 1. make clips in CREMA-D's raw form"
+"$PYTHON" data/demo/make_clips.py --root "$root"
+echo "== 2. extract frames"
+"$PYTHON" data/CREMAD/video_preprocessing.py --root "$root"
+echo "== 3. split"
+"$PYTHON" data/CREMAD/make_split.py --root "$root" --split_path "$root" --test_ratio 0.24
+echo "== 4. train with DGL"
+"$PYTHON" main_dgl.py --train --dataset CREMAD --audio_path "$root/AudioWAV" --visual_path "$root" \
+  --split_path "$root" --image_size 64 --batch_size 8 --epochs 8 --learning_rate 0.005 --lr_decay_step '[6]' \
+  --alpha 4 --ckpt_path ckpt/demo
+echo "== 5. validate the best epoch"
+"$PYTHON" valid.py --ckpt_path ckpt/demo/best.pth
+
+cat <<'EOF'
+
+Done: 300 clips made, frames extracted, split, a DGL model trained and its best epoch validated. Chance is 0.17.
+The sound tells more than the picture, and DGL trains both encoders all the same: compare the columns.
+The model is ckpt/demo/best.pth, its log ckpt/demo/log.jsonl. What to try next:
+  - another fusion: the training command of this script with --fusion_method gated --ckpt_path ckpt/demo-gated
+  - another weight of the unimodal losses: the same with --alpha 1 --ckpt_path ckpt/demo-alpha1
+  - the real CREMA-D: data/CREMAD/README.md, then bash cramed_dgl.sh
+EOF

@@ -1,0 +1,65 @@
+"""AVClassifier: two encoders and a fusion module, or one encoder and a linear classifier."""
+
+from torch import nn
+
+from models.backbone import FEATURE_DIM, ResNet18
+from models.fusion_modules import FUSION_MODULES
+
+MODALITIES = ("full", "audio", "visual")
+
+
+class AVClassifier(nn.Module):
+    """The audio-visual classifier of DESIGN section 2.
+
+    Args:
+        n_classes: number of classes C.
+        fusion_method: a key of `FUSION_MODULES`; of no meaning for one modality.
+        modality: "full" for both encoders and the fusion module; "audio" or "visual" for that encoder and a linear
+            classifier in the fusion module's place, the unimodal yardstick.
+
+    Raises:
+        ValueError: unknown fusion_method or modality.
+    """
+
+    def __init__(self, n_classes, fusion_method="concat", modality="full"):
+        super().__init__()
+        if modality not in MODALITIES:
+            raise ValueError(f"modality {modality!r} is none of {', '.join(MODALITIES)}")
+        if fusion_method not in FUSION_MODULES:
+            raise ValueError(f"fusion_method {fusion_method!r} is none of {', '.join(FUSION_MODULES)}")
+        self.modality = modality
+        if modality != "visual":
+            self.audio_net = ResNet18(in_channels=1)
+        if modality != "audio":
+            self.visual_net = ResNet18(in_channels=3)
+        if modality == "full":
+            self.fusion_module = FUSION_MODULES[fusion_method](n_classes, FEATURE_DIM)
+        else:
+            self.fusion_module = nn.Linear(FEATURE_DIM, n_classes)
+        for layer in self.fusion_module.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def encode_audio(self, spectrogram):
+        """Audio features a: (B, 1, F, T) -> (B, 512), global average pool."""
+        return self.audio_net(spectrogram).mean(dim=(2, 3))
+
+    def encode_video(self, frames):
+        """Visual features v: (B, 3, N, H, W) -> (B, 512), global average pool over frames, height and width."""
+        images = frames.transpose(1, 2).flatten(0, 1)  # (B * N, 3, H, W)
+        return self.visual_net(images).mean(dim=(2, 3)).unflatten(0, (len(frames), -1)).mean(dim=1)
+
+    def forward(self, spectrogram, frames):
+        """(B, 1, F, T), (B, 3, N, H, W) -> (logits, logits_a, logits_v), (B, C) each.
+
+        With one modality, logits are that modality's and those of the other are None.
+        """
+        if self.modality == "audio":
+            logits = self.fusion_module(self.encode_audio(spectrogram))
+            return logits, logits, None
+        if self.modality == "visual":
+            logits = self.fusion_module(self.encode_video(frames))
+            return logits, None, logits
+        a, v = self.encode_audio(spectrogram), self.encode_video(frames)
+        return self.fusion_module(a, v), self.fusion_module.audio_alone(a), self.fusion_module.visual_alone(v)

@@ -1,0 +1,70 @@
+"""Checkpoints: plain dicts with all that is needed to rebuild model and data."""
+
+import os
+
+import torch
+
+from utils.errors import InputError
+
+
+def save(path, model, settings, **state):
+    """Write the model's weights, its settings (a plain dict) and further state to `path`, whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written; an older checkpoint at `path` is left as it was.
+    """
+    partial = f"{path}.partial"
+    try:
+        torch.save({"model": model.state_dict(), "settings": settings, **state}, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise InputError(
+            f"{path}: cannot be written ({first_line(error)}); free space or change --ckpt_path"
+        ) from None
+
+
+def load(path):
+    """Read a checkpoint of ours or of the authors' code on to the CPU, running no code from it.
+
+    The authors' checkpoints record `fusion`, `modulation` and `alpha` in place of settings, keep their weights under
+    `module.`, hold a `fusion_module.fc_auxi` that nothing uses, and say `film` for the bilinear form.
+
+    Returns:
+        {"model": state dict, "settings": dict, "authors": bool, ...}
+
+    Raises:
+        InputError: `path` is missing or no checkpoint.
+    """
+    if os.path.isdir(path):
+        raise InputError(
+            f"{path}: a folder; --ckpt_path wants a file in it, such as {os.path.join(path, 'best.pth')}"
+        )
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file; --ckpt_path wants a checkpoint written by main_dgl.py")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises nearly anything on a file that is no checkpoint
+        raise InputError(f"{path}: not a checkpoint ({first_line(error)}); give best.pth of a run") from None
+    weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not all(
+        isinstance(value, torch.Tensor) for value in weights.values()
+    ):
+        raise InputError(f"{path}: not a checkpoint of this project (no model in it); give best.pth of a run")
+    authors = "settings" not in checkpoint
+    if authors:
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+        weights = {
+            name: value for name, value in weights.items() if not name.startswith("fusion_module.fc_auxi")
+        }
+        fusion = checkpoint.get("fusion", "concat")
+        settings = {"fusion_method": "bilinear" if fusion == "film" else fusion, "modality": "full"}
+        settings |= {name: checkpoint[name] for name in ("modulation", "alpha") if name in checkpoint}
+        checkpoint |= {"model": weights, "settings": settings}
+    return checkpoint | {"authors": authors}
+
+
+def first_line(error):
+    """The first line of an exception's message, cut to a readable length."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

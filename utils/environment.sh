@@ -1,0 +1,18 @@
+# Sourced by the scripts. PYTHON is that of the project's .venv where there is one, else the machine's.
+# `make_environment` makes .venv and installs requirements.txt into it, again only when that file has changed.
+machine_python=$(command -v python3 || command -v python || true)
+PYTHON=.venv/bin/python
+[ -x "$PYTHON" ] || PYTHON=$machine_python
+
+make_environment() {
+  if cmp -s requirements.txt .venv/installed.txt; then return; fi
+  if ! "${machine_python:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+    echo "error: Python 3.10 or newer is needed; install it and put it on the PATH as python3" >&2
+    exit 2
+  fi
+  echo "== setting up .venv (several GB on Linux, a few minutes)"
+  "$machine_python" -m venv .venv
+  PYTHON=.venv/bin/python
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  cp requirements.txt .venv/installed.txt
+}

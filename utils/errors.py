@@ -1,0 +1,32 @@
+"""Errors that are the input's: one line on stderr, exit status 2, no traceback."""
+
+import argparse
+import sys
+
+
+class InputError(Exception):
+    """A bad flag, file or folder. The message is one line that names it and the remedy."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line (argparse prints the whole usage before them), without abbreviated flags."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists every flag\n")
+
+
+def run(main):
+    """Call `main`; turn an InputError, also one raised in a data loader's worker, into one line and exit status 2."""
+    try:
+        main()
+    except InputError as error:
+        # a worker's error arrives as the text of its traceback, whose last line is the message
+        message = str(error).strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,44 @@
+"""Evaluation, shared by main_dgl.py and valid.py."""
+
+import torch
+
+BRANCHES = ("fused", "audio", "visual")
+
+
+@torch.inference_mode()
+def evaluate(model, dataloader, device):
+    """Accuracies of the fused, audio and visual branches over every clip of a loader.
+
+    Args:
+        model: AVClassifier; left in evaluation mode.
+        dataloader: batches of spectrogram (B, F, T), frames (B, 3, N, H, W), label (B,).
+        device: where the model is.
+
+    Returns:
+        accuracies: {"fused": .., "audio": .., "visual": ..}, each 0 to 1, None for a branch that the model lacks.
+        predictions: {"label": (M,), and per branch probabilities (M, C)} on the CPU, in the loader's order.
+    """
+    model.eval()
+    labels, logits = [], {branch: [] for branch in BRANCHES}
+    for spectrogram, frames, label in dataloader:
+        spectrogram = spectrogram.to(device, non_blocking=True).unsqueeze(1)
+        outputs = model(spectrogram, frames.to(device, non_blocking=True))
+        labels.append(label)
+        for branch, output in zip(BRANCHES, outputs, strict=True):
+            if output is not None:
+                logits[branch].append(output)
+    predictions = {"label": torch.cat(labels)}
+    for branch in BRANCHES:
+        if logits[branch]:
+            predictions[branch] = torch.cat(logits[branch]).float().softmax(dim=1).cpu()
+    return {branch: accuracy(predictions, branch) for branch in BRANCHES}, predictions
+
+
+def accuracy(predictions, branch, of_class=None):
+    """Share of clips, or of those labelled `of_class`, whose top class is right: 0 to 1, None where there are none."""
+    if branch not in predictions:
+        return None
+    hits = predictions[branch].argmax(dim=1) == predictions["label"]
+    if of_class is not None:
+        hits = hits[predictions["label"] == of_class]
+    return hits.double().mean().item() if len(hits) else None

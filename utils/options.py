@@ -1,0 +1,187 @@
+"""Every flag of the scripts, in named groups: all of them for main_dgl.py, those of data and run for valid.py.
+
+Flags that a dataset decides (paths, frames) default to None here and are filled in from the dataset's entry.
+"""
+
+import argparse
+import math
+
+from utils.errors import OneLineParser
+
+
+def at_least(minimum, kind=int):
+    """An argparse type: a finite number of `kind`, not below `minimum`."""
+
+    def number(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not (math.isfinite(value) and value >= minimum):
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least {minimum}")
+        return value
+
+    return number
+
+
+def positive(text):
+    """An argparse type: a finite number above 0."""
+    value = at_least(0, float)(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 is not above 0")
+    return value
+
+
+def integers(text):
+    """An argparse type: '[70]', '30,60' or '30 60' -> a list of integers of at least 0; '[]' is the empty list."""
+    return [at_least(0)(word) for word in text.strip().strip("[]()").replace(",", " ").split()]
+
+
+def add_data_flags(parser, datasets):
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=datasets, default="CREMAD", help="dataset (default: %(default)s)")
+    group.add_argument(
+        "--audio_path", metavar="DIR", help="folder of the wav files (default: as the dataset's readme)"
+    )
+    group.add_argument(
+        "--visual_path", metavar="DIR", help="folder that holds Image-01-FPS (default: likewise)"
+    )
+    group.add_argument(
+        "--split_path", metavar="DIR", help="folder of train.csv and test.csv (default: data/<dataset>)"
+    )
+    group.add_argument(
+        "--fps",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="read frames extracted at N per second (default: 1)",
+    )
+    group.add_argument(
+        "--num_frame",
+        "--use_video_frames",
+        type=at_least(1),
+        metavar="N",
+        help="frames per clip (default: the dataset's; more cost time and seldom help emotion)",
+    )
+    group.add_argument(
+        "--image_size",
+        type=at_least(32),
+        default=224,
+        metavar="PIXELS",
+        help="side of the square frames (default: 224; 64 for small machines)",
+    )
+    group.add_argument(
+        "--batch_size", type=at_least(1), default=64, metavar="N", help="clips per batch (default: 64)"
+    )
+    group.add_argument(
+        "--num_workers",
+        type=at_least(0),
+        metavar="N",
+        help="reader processes (default: one per core, at most 16; results do not depend on it)",
+    )
+
+
+def add_device_flags(group):
+    group.add_argument(
+        "--device", default="auto", help="auto (default: GPU where there is one), cpu, cuda, cuda:1, mps"
+    )
+    group.add_argument("--gpu_ids", type=integers, default=[], metavar="ID", help="GPU to use, by number")
+
+
+def training_parser(datasets, fusion_methods, modalities):
+    """The parser of main_dgl.py; choices are given by the caller, since utils import no dataset and no model."""
+    parser = OneLineParser(
+        description="Train with Disentangled Gradient Learning; without --train, evaluate best.pth."
+    )
+    add_data_flags(parser, datasets)
+
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--fusion_method",
+        choices=fusion_methods,
+        default="concat",
+        help="fusion module (default: %(default)s)",
+    )
+    group.add_argument(
+        "--modality",
+        choices=modalities,
+        default="full",
+        help="full (default): both encoders with DGL; audio, visual: that encoder alone with a linear classifier",
+    )
+
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--epochs", type=at_least(1), default=100, metavar="N", help="epochs (default: 100)")
+    group.add_argument(
+        "--optimizer",
+        choices=("sgd", "AdaGrad", "Adam"),
+        default="sgd",
+        help="sgd (default) has momentum 0.9",
+    )
+    group.add_argument("--learning_rate", type=positive, default=0.001, metavar="LR", help="(default: 0.001)")
+    group.add_argument(
+        "--lr_decay_step",
+        type=integers,
+        default=[70],
+        metavar="EPOCHS",
+        help="epochs, counted from 0, at which the learning rate decays, such as '[70]' (default) or 30,60",
+    )
+    group.add_argument(
+        "--lr_decay_ratio", type=positive, default=0.1, metavar="R", help="decay factor (default: 0.1)"
+    )
+    group.add_argument(
+        "--random_seed",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="initial weights, order, crops (default: 0)",
+    )
+
+    group = parser.add_argument_group("DGL")
+    group.add_argument(
+        "--alpha",
+        type=at_least(0, float),
+        default=4.0,
+        help="weight of the unimodal losses, the one value to tune: try 1 to 8 (default: 4)",
+    )
+    group.add_argument(
+        "--modulation",
+        choices=("Normal",),
+        default="Normal",
+        help="gradient modulation; DGL leaves no joint gradient to modulate, so Normal (none) is the only choice",
+    )
+
+    group = parser.add_argument_group("run")
+    group.add_argument("--train", action="store_true", help="train; without it, evaluate CKPT_PATH/best.pth")
+    group.add_argument(
+        "--ckpt_path",
+        default="ckpt",
+        metavar="DIR",
+        help="folder for best.pth, last.pth and log.jsonl (default: ckpt)",
+    )
+    add_device_flags(group)
+    group.add_argument(
+        "--use_tensorboard", action="store_true", help="write losses and accuracies for TensorBoard"
+    )
+    group.add_argument("--tensorboard_path", metavar="DIR", help="where to (default: CKPT_PATH/tensorboard)")
+    return parser
+
+
+def validation_parser(datasets):
+    """The parser of valid.py: the checkpoint, and flags that override the settings recorded in it."""
+    parser = OneLineParser(
+        description="Evaluate a checkpoint. Model and data are rebuilt from the checkpoint; any other flag overrides."
+    )
+    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="best.pth or last.pth of a run")
+    add_data_flags(parser, datasets)
+    add_device_flags(parser.add_argument_group("run"))
+    return parser
+
+
+def parse(parser, argv=None):
+    """Parse argv -> (args, typed): every flag with its default, and a dict of only those that were typed."""
+    args = parser.parse_args(argv)
+    untyped = object()
+    parser.set_defaults(**dict.fromkeys(vars(args), untyped))
+    return args, {
+        name: value for name, value in vars(parser.parse_args(argv)).items() if value is not untyped
+    }

@@ -1,0 +1,97 @@
+"""Evaluate a checkpoint: overall, audio and visual accuracy, and a table per class.
+
+    python valid.py --ckpt_path ckpt/cremad/best.pth
+
+Model and data are rebuilt from the settings in the checkpoint; any other flag overrides them. A checkpoint of the
+authors' own code records no dataset, so name it: --dataset CREMAD.
+"""
+
+from argparse import Namespace
+
+import torch
+
+from dataset import DATASETS, build_loader
+from models.basic_model import AVClassifier
+from utils import checkpoint, options
+from utils.device import choose_device
+from utils.errors import InputError, run
+from utils.evaluation import BRANCHES, accuracy, evaluate
+
+
+def validate(path, typed):
+    """Evaluate the checkpoint at `path` and print its accuracies.
+
+    Args:
+        path: a checkpoint of main_dgl.py or of the authors' code.
+        typed: the flags that were typed, {name: value}; those of data and device override the checkpoint's settings.
+
+    Raises:
+        InputError: the checkpoint or its data are missing or do not fit.
+    """
+    saved = checkpoint.load(path)
+    if saved["authors"] and "dataset" not in typed:
+        raise InputError(f"{path}: of the authors' format, which records no dataset; add --dataset NAME")
+    parser = options.validation_parser(tuple(DATASETS))
+    defaults, _ = options.parse(parser, ["--ckpt_path", path])
+    overridable = {name: value for name, value in typed.items() if name in vars(defaults)}
+    recorded = saved["settings"]
+    if overridable.get("dataset", recorded.get("dataset")) != recorded.get("dataset"):
+        recorded = {name: recorded[name] for name in ("fusion_method", "modality")}
+    machine = {"device": "auto", "gpu_ids": [], "num_workers": None, "random_seed": 0}
+    args = Namespace(**{**vars(defaults), **recorded, **machine, **overridable})
+    model = build_model(args, saved["model"], path)
+
+    device = choose_device(args.device, args.gpu_ids)
+    loader = build_loader(args, "test", device)
+    model.to(device, memory_format=torch.channels_last)
+    accuracies, predictions = evaluate(model, loader, device)
+    report(path, saved, args, loader.dataset, accuracies, predictions)
+
+
+def build_model(args, weights, path):
+    """AVClassifier with the checkpoint's weights, loaded strictly.
+
+    Raises:
+        InputError: the weights are of another model.
+    """
+    if args.dataset not in DATASETS:
+        raise InputError(
+            f"{path}: made for the unknown dataset {args.dataset!r}; name one of {', '.join(DATASETS)}"
+        )
+    try:
+        model = AVClassifier(DATASETS[args.dataset].n_classes, args.fusion_method, args.modality)
+        model.load_state_dict(weights)
+    except (RuntimeError, ValueError, AttributeError) as error:
+        reason = checkpoint.first_line(error) if isinstance(error, ValueError) else "its weights do not fit"
+        raise InputError(
+            f"{path}: not a checkpoint for {args.dataset} ({reason}); check --dataset and the file"
+        ) from None
+    return model
+
+
+def report(path, saved, args, dataset, accuracies, predictions):
+    """Print overall accuracies and the per-class table; a branch that the model lacks shows as a dash."""
+
+    def cells(values):
+        return "".join(f"{'-' if value is None else f'{value:.4f}':>9}" for value in values)
+
+    epoch = f", epoch {saved['epoch']}" if "epoch" in saved else ""
+    print(f"{path}{epoch}: {args.dataset}, {args.fusion_method} fusion, modality {args.modality}")
+    skipped = f", {len(dataset.skipped)} skipped for want of sound or frames" if dataset.skipped else ""
+    print(f"{len(dataset)} test clips{skipped}\n")
+    width = max(map(len, (*dataset.classes, "overall")))
+    print(f"{'':{width}}{'clips':>7}" + "".join(f"{branch:>9}" for branch in BRANCHES))
+    print(f"{'overall':{width}}{len(dataset):7d}" + cells(accuracies[branch] for branch in BRANCHES))
+    counts = torch.bincount(predictions["label"], minlength=len(dataset.classes)).tolist()
+    for label, name in enumerate(dataset.classes):
+        row = (accuracy(predictions, branch, of_class=label) for branch in BRANCHES)
+        print(f"{name:{width}}{counts[label]:7d}" + cells(row))
+
+
+def main():
+    _, typed = options.parse(options.validation_parser(tuple(DATASETS)))
+    validate(typed["ckpt_path"], typed)
+
+
+if __name__ == "__main__":
+    run(main)
