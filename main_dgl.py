@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,13 @@ from dataset import DATASETS, build_loader, fill_defaults
 from models.basic_model import MODALITIES, AVClassifier
 from models.fusion_modules import FUSION_MODULES
 from utils import checkpoint, options
+from utils.batchnorm import refresh_batchnorm
 from utils.device import choose_device
 from utils.errors import InputError, run
 from utils.evaluation import evaluate
 from valid import validate
+
+BATCHNORM_CLIPS = 256  # clips over which BatchNorm's statistics are averaged before an evaluation
 
 
 def dgl_step(model, spectrogram, frames, label, alpha):
@@ -72,9 +76,10 @@ def unimodal_step(model, spectrogram, frames, label):
 
 
 def train_epoch(model, loader, optimizer, device, args):
-    """One epoch of steps -> mean (loss, loss_a, loss_v) per clip, floats."""
+    """One epoch of steps -> mean (loss, loss_a, loss_v) per clip, floats. Leaves fresh BatchNorm statistics."""
     model.train()
     total = torch.zeros(3, device=device)
+    recent = deque(maxlen=-(-BATCHNORM_CLIPS // args.batch_size))
     for spectrogram, frames, label in tqdm(loader, leave=False, disable=not sys.stderr.isatty(), unit="step"):
         spectrogram = spectrogram.to(device, non_blocking=True).unsqueeze(1)
         frames, label = frames.to(device, non_blocking=True), label.to(device, non_blocking=True)
@@ -86,6 +91,9 @@ def train_epoch(model, loader, optimizer, device, args):
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
         optimizer.step()
         total += torch.stack(losses) * len(label)
+        if len(label) == args.batch_size:
+            recent.append((spectrogram, frames))
+    refresh_batchnorm(model, recent)
     return (total / len(loader.dataset)).tolist()
 
 
@@ -151,9 +159,7 @@ def train(args):
             checkpoint.save(os.path.join(args.ckpt_path, f"{name}.pth"), model, vars(args), **state)
 
         losses = {"loss": loss, "loss_a": loss_a, "loss_v": loss_v}
-        losses = {
-            name: None if value != value else value for name, value in losses.items()
-        }  # JSON knows no NaN
+        losses = {name: None if value != value else value for name, value in losses.items()}  # JSON knows no NaN
         seconds = time.perf_counter() - start
         row = {
             "epoch": epoch,
@@ -172,9 +178,7 @@ def train(args):
                     board.add_scalar(name, value, epoch)
     if board:
         board.close()
-    print(
-        f"best fused accuracy {best:.4f}; validate with: python valid.py --ckpt_path {args.ckpt_path}/best.pth"
-    )
+    print(f"best fused accuracy {best:.4f}; validate with: python valid.py --ckpt_path {args.ckpt_path}/best.pth")
 
 
 def summary(row, epochs):
@@ -193,6 +197,11 @@ def summary(row, epochs):
 def main():
     parser = options.training_parser(tuple(DATASETS), tuple(FUSION_MODULES), MODALITIES)
     args, typed = options.parse(parser)
+    if args.modulation != "Normal":
+        raise InputError(f"--modulation {args.modulation}: DGL leaves no joint gradient to modulate; use Normal")
+    for name in ("modulation_starts", "modulation_ends"):
+        if name in typed:
+            print(f"warning: --{name}: no effect with --modulation Normal", file=sys.stderr)
     if args.train:
         train(fill_defaults(args))
     else:

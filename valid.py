@@ -55,9 +55,7 @@ def build_model(args, weights, path):
         InputError: the weights are of another model.
     """
     if args.dataset not in DATASETS:
-        raise InputError(
-            f"{path}: made for the unknown dataset {args.dataset!r}; name one of {', '.join(DATASETS)}"
-        )
+        raise InputError(f"{path}: made for the unknown dataset {args.dataset!r}; name one of {', '.join(DATASETS)}")
     try:
         model = AVClassifier(DATASETS[args.dataset].n_classes, args.fusion_method, args.modality)
         model.load_state_dict(weights)

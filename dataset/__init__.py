@@ -1,4 +1,4 @@
-"""The table of datasets and the builders that the scripts call. A new dataset is an index file and a row here."""
+"""The table of datasets, and the builders that the scripts call. A new dataset is an index file and a row here."""
 
 import os
 from dataclasses import dataclass
@@ -53,9 +53,7 @@ def build_loader(args, split, device):
     dataset = build_dataset(args, split)
     workers = args.num_workers
     if workers is None:
-        workers = min(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 16
-        )
+        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 16)
     return DataLoader(
         dataset,
         batch_size=args.batch_size,

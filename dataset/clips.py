@@ -53,9 +53,7 @@ def load_waveform(path, rate):
     try:
         samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, soundfile.SoundFileError):
-        raise InputError(
-            f"{path}: not a readable sound file; restore it or take its clip off the split list"
-        ) from None
+        raise InputError(f"{path}: not a readable sound file; restore it or take its clip off the split list") from None
     if not len(samples):
         raise InputError(f"{path}: holds no sound; restore it or take its clip off the split list")
     samples = samples.mean(axis=1)
@@ -106,23 +104,17 @@ def read_split(path, classes):
                 if not row:
                     continue
                 if len(row) != 2:
-                    raise InputError(
-                        f"{path}, line {number}: {','.join(row)!r} is not '<id>,<class>'; mend the line"
-                    )
+                    raise InputError(f"{path}, line {number}: {','.join(row)!r} is not '<id>,<class>'; mend the line")
                 clip_id, name = row[0].strip(), row[1].strip()
                 if name not in labels:
                     raise InputError(
                         f"{path}, line {number}: {clip_id} has the unknown class {name!r}; known: {', '.join(classes)}"
                     )
                 if clip_id in ("", ".", "..") or "/" in clip_id or "\\" in clip_id or "\0" in clip_id:
-                    raise InputError(
-                        f"{path}, line {number}: {clip_id!r} is not a clip's name; mend the line"
-                    )
+                    raise InputError(f"{path}, line {number}: {clip_id!r} is not a clip's name; mend the line")
                 rows.append((clip_id, labels[name]))
     except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such split list; make it, or say where it is with --split_path"
-        ) from None
+        raise InputError(f"{path}: no such split list; make it, or say where it is with --split_path") from None
     except (OSError, UnicodeDecodeError, csv.Error):
         raise InputError(f"{path}: not a readable UTF-8 list of '<id>,<class>' rows; make it again") from None
     if not rows:
@@ -139,9 +131,7 @@ def list_folder(path, flag):
     try:
         return set(os.listdir(path))
     except OSError:
-        raise InputError(
-            f"{path}: no such folder; get and preprocess the dataset, or change {flag}"
-        ) from None
+        raise InputError(f"{path}: no such folder; get and preprocess the dataset, or change {flag}") from None
 
 
 def list_frames(folder):
@@ -220,9 +210,7 @@ class ClipDataset(Dataset):
         samples = np.resize(samples, self.audio.rate * self.audio.seconds)  # repeated to fill, then cut
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(self.seed, self.epoch, clip.id))
-            frames = [
-                self.transform(load_image(clip.frames[k])) for k in self.frame_numbers(len(clip.frames))
-            ]
+            frames = [self.transform(load_image(clip.frames[k])) for k in self.frame_numbers(len(clip.frames))]
         return log_spectrogram(samples, self.audio), torch.stack(frames, dim=1), clip.label
 
     def frame_numbers(self, available):
@@ -242,7 +230,5 @@ class EpochSampler(Sampler):
         return len(self.dataset)
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(
-            derived_seed(self.dataset.seed, self.dataset.epoch, "order")
-        )
+        generator = torch.Generator().manual_seed(derived_seed(self.dataset.seed, self.dataset.epoch, "order"))
         return iter(torch.randperm(len(self), generator=generator).tolist())

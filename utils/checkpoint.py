@@ -20,9 +20,7 @@ def save(path, model, settings, **state):
     except (OSError, RuntimeError) as error:
         if os.path.exists(partial):
             os.remove(partial)
-        raise InputError(
-            f"{path}: cannot be written ({first_line(error)}); free space or change --ckpt_path"
-        ) from None
+        raise InputError(f"{path}: cannot be written ({first_line(error)}); free space or change --ckpt_path") from None
 
 
 def load(path):
@@ -38,9 +36,7 @@ def load(path):
         InputError: `path` is missing or no checkpoint.
     """
     if os.path.isdir(path):
-        raise InputError(
-            f"{path}: a folder; --ckpt_path wants a file in it, such as {os.path.join(path, 'best.pth')}"
-        )
+        raise InputError(f"{path}: a folder; --ckpt_path wants a file in it, such as {os.path.join(path, 'best.pth')}")
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file; --ckpt_path wants a checkpoint written by main_dgl.py")
     try:
@@ -48,16 +44,12 @@ def load(path):
     except Exception as error:  # torch.load raises nearly anything on a file that is no checkpoint
         raise InputError(f"{path}: not a checkpoint ({first_line(error)}); give best.pth of a run") from None
     weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
-    ):
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise InputError(f"{path}: not a checkpoint of this project (no model in it); give best.pth of a run")
     authors = "settings" not in checkpoint
     if authors:
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
-        weights = {
-            name: value for name, value in weights.items() if not name.startswith("fusion_module.fc_auxi")
-        }
+        weights = {name: value for name, value in weights.items() if not name.startswith("fusion_module.fc_auxi")}
         fusion = checkpoint.get("fusion", "concat")
         settings = {"fusion_method": "bilinear" if fusion == "film" else fusion, "modality": "full"}
         settings |= {name: checkpoint[name] for name in ("modulation", "alpha") if name in checkpoint}

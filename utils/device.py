@@ -26,9 +26,7 @@ def choose_device(device="auto", gpu_ids=()):
     if torch.cuda.is_available():
         wanted = gpu_ids[0] if gpu_ids else 0
         if wanted >= torch.cuda.device_count():
-            raise InputError(
-                f"--gpu_ids {wanted}: this machine's GPUs are 0 to {torch.cuda.device_count() - 1}"
-            )
+            raise InputError(f"--gpu_ids {wanted}: this machine's GPUs are 0 to {torch.cuda.device_count() - 1}")
         if len(gpu_ids) > 1:
             print(f"warning: --gpu_ids: one GPU is used, number {wanted}", file=sys.stderr)
         return torch.device("cuda", wanted)

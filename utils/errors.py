@@ -9,7 +9,7 @@ class InputError(Exception):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line (argparse prints the whole usage before them), without abbreviated flags."""
+    """An ArgumentParser whose errors are one line (argparse prints its whole usage first); flags are typed in full."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, **kwargs)

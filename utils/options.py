@@ -40,15 +40,9 @@ def integers(text):
 def add_data_flags(parser, datasets):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default="CREMAD", help="dataset (default: %(default)s)")
-    group.add_argument(
-        "--audio_path", metavar="DIR", help="folder of the wav files (default: as the dataset's readme)"
-    )
-    group.add_argument(
-        "--visual_path", metavar="DIR", help="folder that holds Image-01-FPS (default: likewise)"
-    )
-    group.add_argument(
-        "--split_path", metavar="DIR", help="folder of train.csv and test.csv (default: data/<dataset>)"
-    )
+    group.add_argument("--audio_path", metavar="DIR", help="folder of the wav files (default: as the dataset's readme)")
+    group.add_argument("--visual_path", metavar="DIR", help="folder that holds Image-01-FPS (default: likewise)")
+    group.add_argument("--split_path", metavar="DIR", help="folder of train.csv and test.csv (default: data/<dataset>)")
     group.add_argument(
         "--fps",
         type=at_least(1),
@@ -70,9 +64,7 @@ def add_data_flags(parser, datasets):
         metavar="PIXELS",
         help="side of the square frames (default: 224; 64 for small machines)",
     )
-    group.add_argument(
-        "--batch_size", type=at_least(1), default=64, metavar="N", help="clips per batch (default: 64)"
-    )
+    group.add_argument("--batch_size", type=at_least(1), default=64, metavar="N", help="clips per batch (default: 64)")
     group.add_argument(
         "--num_workers",
         type=at_least(0),
@@ -90,9 +82,7 @@ def add_device_flags(group):
 
 def training_parser(datasets, fusion_methods, modalities):
     """The parser of main_dgl.py; choices are given by the caller, since utils import no dataset and no model."""
-    parser = OneLineParser(
-        description="Train with Disentangled Gradient Learning; without --train, evaluate best.pth."
-    )
+    parser = OneLineParser(description="Train with Disentangled Gradient Learning; without --train, evaluate best.pth.")
     add_data_flags(parser, datasets)
 
     group = parser.add_argument_group("model")
@@ -125,9 +115,7 @@ def training_parser(datasets, fusion_methods, modalities):
         metavar="EPOCHS",
         help="epochs, counted from 0, at which the learning rate decays, such as '[70]' (default) or 30,60",
     )
-    group.add_argument(
-        "--lr_decay_ratio", type=positive, default=0.1, metavar="R", help="decay factor (default: 0.1)"
-    )
+    group.add_argument("--lr_decay_ratio", type=positive, default=0.1, metavar="R", help="decay factor (default: 0.1)")
     group.add_argument(
         "--random_seed",
         type=at_least(0),
@@ -145,10 +133,18 @@ def training_parser(datasets, fusion_methods, modalities):
     )
     group.add_argument(
         "--modulation",
-        choices=("Normal",),
+        choices=("Normal", "OGM", "OGM_GE"),
         default="Normal",
-        help="gradient modulation; DGL leaves no joint gradient to modulate, so Normal (none) is the only choice",
+        help="Normal (default); OGM and OGM_GE modulate a joint gradient, of which DGL leaves none, and are refused",
     )
+    for name, default in (("modulation_starts", 0), ("modulation_ends", 50)):
+        group.add_argument(
+            f"--{name}",
+            type=at_least(0),
+            default=default,
+            metavar="EPOCH",
+            help="taken from the authors' commands with a warning: it bounds OGM, not Normal",
+        )
 
     group = parser.add_argument_group("run")
     group.add_argument("--train", action="store_true", help="train; without it, evaluate CKPT_PATH/best.pth")
@@ -159,9 +155,7 @@ def training_parser(datasets, fusion_methods, modalities):
         help="folder for best.pth, last.pth and log.jsonl (default: ckpt)",
     )
     add_device_flags(group)
-    group.add_argument(
-        "--use_tensorboard", action="store_true", help="write losses and accuracies for TensorBoard"
-    )
+    group.add_argument("--use_tensorboard", action="store_true", help="write losses and accuracies for TensorBoard")
     group.add_argument("--tensorboard_path", metavar="DIR", help="where to (default: CKPT_PATH/tensorboard)")
     return parser
 
@@ -182,6 +176,4 @@ def parse(parser, argv=None):
     args = parser.parse_args(argv)
     untyped = object()
     parser.set_defaults(**dict.fromkeys(vars(args), untyped))
-    return args, {
-        name: value for name, value in vars(parser.parse_args(argv)).items() if value is not untyped
-    }
+    return args, {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not untyped}

@@ -35,9 +35,7 @@ def extract_frames(video, folder, per_second=1):
         return "already there"
     with open(video, "rb") as file:
         if file.read(len(LFS_HEADER)) == LFS_HEADER:
-            raise ClipError(
-                "a Git LFS pointer, not the video; run `git lfs pull` where you cloned the dataset"
-            )
+            raise ClipError("a Git LFS pointer, not the video; run `git lfs pull` where you cloned the dataset")
     capture = cv2.VideoCapture(str(video), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     rate = capture.get(cv2.CAP_PROP_FPS)
     if not capture.isOpened() or not rate > 0:
@@ -51,9 +49,7 @@ def extract_frames(video, folder, per_second=1):
             if number % step == 0:
                 decoded, frame = capture.retrieve()
                 if not decoded or not cv2.imwrite(str(partial / f"{number:05d}.jpg"), frame):
-                    raise ClipError(
-                        f"frame {number} cannot be decoded or written; check the clip and the disk"
-                    )
+                    raise ClipError(f"frame {number} cannot be decoded or written; check the clip and the disk")
             number += 1
         if number == 0:
             raise ClipError("cannot be decoded (no frame in it); download it again")
@@ -78,9 +74,7 @@ def process_clips(function, jobs, workers=None):
     results, failures = Counter(), {}
     with ProcessPoolExecutor(workers or os.cpu_count(), initializer=quiet_opencv) as pool:
         futures = {pool.submit(function, *arguments): name for name, arguments in jobs.items()}
-        for future in tqdm(
-            as_completed(futures), total=len(futures), unit="clip", disable=not sys.stderr.isatty()
-        ):
+        for future in tqdm(as_completed(futures), total=len(futures), unit="clip", disable=not sys.stderr.isatty()):
             try:
                 results[future.result()] += 1
             except (ClipError, OSError) as error:

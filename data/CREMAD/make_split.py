@@ -98,12 +98,8 @@ def main():
         help="folder for the lists (default: %(default)s)",
     )
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
-    parser.add_argument(
-        "--test_ratio", type=ratio, default=0.1, metavar="R", help="share of test clips (default: 0.1)"
-    )
-    parser.add_argument(
-        "--by_actor", action="store_true", help="no actor on both sides, instead of stratified"
-    )
+    parser.add_argument("--test_ratio", type=ratio, default=0.1, metavar="R", help="share of test clips (default: 0.1)")
+    parser.add_argument("--by_actor", action="store_true", help="no actor on both sides, instead of stratified")
     args = parser.parse_args()
 
     for folder in (args.root / "AudioWAV", args.root / "Image-01-FPS"):

@@ -23,9 +23,7 @@ def main():
         default=Path("train_test_data/CREMA-D"),
         help="folder of VideoFlash (default: %(default)s)",
     )
-    parser.add_argument(
-        "--fps", type=at_least(1), default=1, metavar="N", help="frames per second (default: 1)"
-    )
+    parser.add_argument("--fps", type=at_least(1), default=1, metavar="N", help="frames per second (default: 1)")
     parser.add_argument("--workers", type=at_least(1), metavar="N", help="processes (default: one per core)")
     args = parser.parse_args()
 

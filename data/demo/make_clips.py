@@ -28,24 +28,12 @@ FLV = 2  # codec tag of Sorenson H.263 in FLV
 # Voice: pitch factor, pitch slope over the clip and swing per syllable (octaves), tremor depth and creak, syllables
 # per second, spectral tilt (0 dark to 1 bright), breath.
 VOICES = {
-    "NEU": dict(
-        pitch=1.0, slope=0.0, swing=0.02, tremor=0.0, creak=0.0, syllables=3.5, tilt=0.5, breath=0.02
-    ),
-    "HAP": dict(
-        pitch=1.5, slope=0.5, swing=0.35, tremor=0.0, creak=0.0, syllables=5.0, tilt=0.7, breath=0.02
-    ),
-    "SAD": dict(
-        pitch=0.8, slope=-0.5, swing=0.05, tremor=0.0, creak=0.0, syllables=1.8, tilt=0.1, breath=0.1
-    ),
-    "FEA": dict(
-        pitch=1.7, slope=0.1, swing=0.05, tremor=0.12, creak=0.0, syllables=6.0, tilt=0.4, breath=0.3
-    ),
-    "DIS": dict(
-        pitch=0.7, slope=0.15, swing=-0.2, tremor=0.0, creak=0.8, syllables=2.4, tilt=0.3, breath=0.05
-    ),
-    "ANG": dict(
-        pitch=1.1, slope=-0.2, swing=0.15, tremor=0.0, creak=0.2, syllables=4.2, tilt=1.0, breath=0.05
-    ),
+    "NEU": dict(pitch=1.0, slope=0.0, swing=0.02, tremor=0.0, creak=0.0, syllables=3.5, tilt=0.5, breath=0.02),
+    "HAP": dict(pitch=1.5, slope=0.5, swing=0.35, tremor=0.0, creak=0.0, syllables=5.0, tilt=0.7, breath=0.02),
+    "SAD": dict(pitch=0.8, slope=-0.5, swing=0.05, tremor=0.0, creak=0.0, syllables=1.8, tilt=0.1, breath=0.1),
+    "FEA": dict(pitch=1.7, slope=0.1, swing=0.05, tremor=0.12, creak=0.0, syllables=6.0, tilt=0.4, breath=0.3),
+    "DIS": dict(pitch=0.7, slope=0.15, swing=-0.2, tremor=0.0, creak=0.8, syllables=2.4, tilt=0.3, breath=0.05),
+    "ANG": dict(pitch=1.1, slope=-0.2, swing=0.15, tremor=0.0, creak=0.2, syllables=4.2, tilt=1.0, breath=0.05),
 }
 
 # Face: brow slant (inner end up +), brow height, eye opening, mouth curve (smile +), mouth opening, mouth width,
@@ -66,11 +54,7 @@ def make_voice(emotion, seconds, rng):
     t = np.arange(int(seconds * RATE)) / RATE
     syllable = 2 * np.pi * voice["syllables"] * rng.uniform(0.85, 1.15) * t + rng.uniform(0, 2 * np.pi)
     octaves = voice["slope"] * (t / seconds - 0.5) + voice["swing"] * np.sin(syllable)
-    octaves = (
-        octaves
-        + voice["tremor"] * np.sin(2 * np.pi * 9 * t)
-        + 0.02 * np.cumsum(rng.normal(size=len(t))) / RATE
-    )
+    octaves = octaves + voice["tremor"] * np.sin(2 * np.pi * 9 * t) + 0.02 * np.cumsum(rng.normal(size=len(t))) / RATE
     speaker = 140 * 2 ** rng.uniform(-0.4, 0.4)
     phase = 2 * np.pi * np.cumsum(speaker * voice["pitch"] * 2**octaves) / RATE
     harmonics = np.arange(1, 25)
@@ -105,9 +89,7 @@ def draw_face(canvas, look, person, mouth, sway):
     dark = (30, 30, 40)
     for side in (-1, 1):
         eye = at(side * 32, -18)
-        cv2.ellipse(
-            canvas, eye, (length(15), length(14 * look["eye"])), 0, 0, 360, (245, 245, 245), -1, cv2.LINE_AA
-        )
+        cv2.ellipse(canvas, eye, (length(15), length(14 * look["eye"])), 0, 0, 360, (245, 245, 245), -1, cv2.LINE_AA)
         cv2.circle(canvas, eye, length(min(7, 12 * look["eye"])), person["iris"], -1, cv2.LINE_AA)
         height = -44 - 14 * look["brow"]
         inner, outer = at(side * 14, height - 12 * look["slant"]), at(side * 50, height + 12 * look["slant"])

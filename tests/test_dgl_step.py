@@ -1,0 +1,170 @@
+"""The gradient contract: encoders get alpha * d(L_a + L_v), fusion gets d(L_m), for every fusion module."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from main_dgl import dgl_step, unimodal_step
+from models.basic_model import AVClassifier
+from models.fusion_modules import FUSION_MODULES, Fusion_AUXI
+from tests.conftest import ROOT
+
+ALPHA, CLASSES = 3.0, 5
+
+
+def linear(p, name, x):
+    return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+
+def outer(x, y):
+    return torch.einsum("bi,bj->bij", x, y).reshape(len(x), -1)
+
+
+def film(p, x, y):
+    hidden = linear(p, "fc", x)
+    return linear(p, "fc_out", hidden[:, :512] * y + hidden[:, 512:])
+
+
+# The formulas of DESIGN section 1: parameters by name, x, y -> logits fused, of audio alone, of video alone.
+FORMULAS = {
+    "concat": (
+        lambda p, x, y: linear(p, "fc_out", torch.hstack([x, y])),
+        lambda p, x: x @ p["fc_out.weight"][:, :512].T + p["fc_out.bias"],
+        lambda p, y: y @ p["fc_out.weight"][:, 512:].T + p["fc_out.bias"],
+    ),
+    "sum": (
+        lambda p, x, y: linear(p, "fc_x", x) + linear(p, "fc_y", y),
+        lambda p, x: linear(p, "fc_x", x),
+        lambda p, y: linear(p, "fc_y", y),
+    ),
+    "gated": (
+        lambda p, x, y: linear(p, "fc_out", linear(p, "fc_x", x).sigmoid() * linear(p, "fc_y", y)),
+        lambda p, x: linear(p, "fc_out", linear(p, "fc_x", x).sigmoid() * linear(p, "fc_x", x)),
+        lambda p, y: linear(p, "fc_out", linear(p, "fc_y", y).sigmoid() * linear(p, "fc_y", y)),
+    ),
+    "film": (film, lambda p, x: film(p, x, x), lambda p, y: film(p, y, y)),
+    "bilinear": (
+        lambda p, x, y: linear(p, "fc_out", linear(p, "fc", outer(x, y))),
+        lambda p, x: linear(p, "fc_out", linear(p, "fc", outer(x, x))),
+        lambda p, y: linear(p, "fc_out", linear(p, "fc", outer(y, y))),
+    ),
+}
+
+
+def batch(size=4, frames=2):
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(size, 1, 40, 44, generator=generator, dtype=torch.float64),
+        torch.randn(size, 3, frames, 36, 36, generator=generator, dtype=torch.float64),
+        torch.randint(CLASSES, (size,), generator=generator),
+    )
+
+
+def build(fusion_method):
+    torch.manual_seed(0)
+    return AVClassifier(CLASSES, fusion_method).double().train()
+
+
+def features(model, spectrogram, frames):
+    """a and v by DESIGN: global average pool, for video over frames, height and width together."""
+    a = model.audio_net(spectrogram).flatten(2).mean(2)
+    images = torch.stack([clip[:, n] for clip in frames for n in range(frames.shape[2])])
+    v = model.visual_net(images).reshape(len(frames), frames.shape[2], 512, -1).mean(dim=(1, 3))
+    return a, v
+
+
+def assert_equal_gradients(parameters, expected):
+    for (name, parameter), gradient in zip(parameters, expected, strict=True):
+        assert parameter.grad is not None, f"{name} got no gradient"
+        assert gradient.norm() > 0, name
+        error = (parameter.grad - gradient).norm() / gradient.norm()
+        assert error < 1e-5, f"{name}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("fusion_method", FUSION_MODULES)
+def test_gradients_are_those_of_the_formulas(fusion_method):
+    model = build(fusion_method)
+    spectrogram, frames, label = batch()
+    loss, loss_a, loss_v = dgl_step(model, spectrogram, frames, label, ALPHA)
+
+    fused, audio_alone, video_alone = FORMULAS[fusion_method]
+    weights = dict(model.fusion_module.named_parameters())
+    a, v = features(model, spectrogram, frames)
+    l_a, l_v = (
+        F.cross_entropy(audio_alone(weights, a), label),
+        F.cross_entropy(video_alone(weights, v), label),
+    )
+    l_m = F.cross_entropy(fused(weights, a, v), label)
+    torch.testing.assert_close(torch.stack([loss, loss_a, loss_v]), torch.stack([l_m, l_a, l_v]).detach())
+
+    encoders = [
+        (f"{net}.{n}", p) for net in ("audio_net", "visual_net") for n, p in getattr(model, net).named_parameters()
+    ]
+    unimodal = torch.autograd.grad(ALPHA * (l_a + l_v), [p for _, p in encoders], retain_graph=True)
+    assert_equal_gradients(encoders, unimodal)
+    assert_equal_gradients(weights.items(), torch.autograd.grad(l_m, list(weights.values())))
+
+
+def test_without_the_detach_the_step_raises(monkeypatch):
+    monkeypatch.setattr(Fusion_AUXI, "forward", lambda self, x, y: self.fuse(x, y))
+    with pytest.raises(RuntimeError, match="second time"):
+        dgl_step(build("concat"), *batch(), ALPHA)
+
+
+def test_gradients_accumulate_until_the_caller_zeroes_them():
+    model = build("sum").eval()  # BatchNorm's running statistics stay as they are between the two steps
+    dgl_step(model, *batch(), ALPHA)
+    once = [p.grad.clone() for p in model.parameters()]
+    dgl_step(model, *batch(), ALPHA)
+    for parameter, gradient in zip(model.parameters(), once, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
+
+
+@pytest.mark.parametrize("modality", ["audio", "visual"])
+def test_unimodal_step_is_plain_cross_entropy(modality):
+    torch.manual_seed(0)
+    model = AVClassifier(CLASSES, modality=modality).double()
+    spectrogram, frames, label = batch()
+    losses = unimodal_step(model, spectrogram, frames, label)
+    feature = model.encode_audio(spectrogram) if modality == "audio" else model.encode_video(frames)
+    expected = F.cross_entropy(model.fusion_module(feature), label)
+    assert_equal_gradients(model.named_parameters(), torch.autograd.grad(expected, list(model.parameters())))
+    assert losses[0] == losses[1 if modality == "audio" else 2] == expected.detach()
+    assert losses[2 if modality == "audio" else 1].isnan()
+
+
+PEAK_MEMORY = """
+import re, sys, torch
+import torch.nn.functional as F
+from main_dgl import dgl_step
+from models.basic_model import AVClassifier
+
+torch.manual_seed(0)
+model = AVClassifier(6).train()
+batch = torch.randn(48, 1, 257, 188), torch.randn(48, 3, 1, 224, 224), torch.randint(6, (48,))
+if sys.argv[1] == "dgl":
+    dgl_step(model, *batch, alpha=4)
+else:
+    logits, logits_a, logits_v = model(*batch[:2])
+    label = batch[2]
+    unimodal = F.cross_entropy(logits_a, label) + F.cross_entropy(logits_v, label)
+    (4 * unimodal).backward(retain_graph=True)
+    F.cross_entropy(logits, label).backward()
+print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])  # KiB; ru_maxrss would count the parent's
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_peak_memory_is_at_most_0_65_of_a_plain_step():
+    def peak(step):
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK_MEMORY, step], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    dgl, plain = peak("dgl"), peak("plain")
+    print(f"peak memory of the process: dgl {dgl / 2**20:.2f} GiB, plain {plain / 2**20:.2f} GiB, {dgl / plain:.2f}")
+    assert dgl <= 0.65 * plain

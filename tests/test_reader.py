@@ -1,0 +1,129 @@
+"""The clip reader against librosa and PIL, and its randomness as a function of (seed, epoch, clip) alone."""
+
+from argparse import Namespace
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from data.demo.make_clips import make_voice
+from dataset import build_dataset, build_loader
+from dataset.clips import AudioSettings, load_waveform, log_spectrogram
+from utils.errors import InputError
+
+CREMAD_AUDIO = AudioSettings(rate=22050, seconds=3, n_fft=512, hop=353)
+
+
+def settings(root, **changes):
+    values = {
+        "dataset": "CREMAD",
+        "audio_path": str(root / "AudioWAV"),
+        "visual_path": str(root),
+        "split_path": str(root),
+        "fps": 1,
+        "num_frame": None,
+        "image_size": 64,
+        "random_seed": 0,
+        "batch_size": 4,
+        "num_workers": 0,
+    }
+    return Namespace(**values | changes)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (8000, 1), (22050, 1), (44100, 2)])
+def test_spectrogram_equals_librosas(tmp_path, rate, channels):
+    voice, _ = make_voice("HAP", 1.7, np.random.default_rng(3))
+    voice = np.stack([voice * (1 - 0.3 * k) for k in range(channels)], axis=1)
+    path = tmp_path / "voice.wav"
+    soundfile.write(path, voice, rate, subtype="PCM_16")
+
+    samples, _ = librosa.load(path, sr=22050)
+    repeated = np.tile(samples, 1 + 66150 // len(samples))[:66150].clip(-1, 1)
+    magnitude = np.abs(librosa.stft(repeated, n_fft=512, hop_length=353))
+    expected = np.log(magnitude + 1e-7)
+
+    ours = log_spectrogram(np.resize(load_waveform(path, 22050), 66150), CREMAD_AUDIO).numpy()
+    assert ours.shape == expected.shape == (257, 188)
+    audible = magnitude > 1e-3 * magnitude.max()
+    assert audible.mean() > 0.05
+    assert np.abs(ours - expected)[audible].max() < 1e-3
+
+
+def test_amplitude_is_clipped():
+    loud = np.full(66150, 2.5, np.float32)
+    assert torch.equal(log_spectrogram(loud, CREMAD_AUDIO), log_spectrogram(np.ones_like(loud), CREMAD_AUDIO))
+
+
+def test_evaluation_frames_equal_pil(corpus):
+    dataset = build_dataset(settings(corpus, image_size=100), "test")
+    for i in range(3):
+        clip = dataset.clips[i]
+        spectrogram, frames, label = dataset[i]
+        assert spectrogram.shape == (257, 188) and frames.shape == (3, 1, 100, 100)
+        assert label == dataset.classes.index(clip.id.split("_")[2])
+        image = Image.open(clip.frames[len(clip.frames) // 2]).convert("RGB").resize((100, 100), Image.BILINEAR)
+        expected = (np.asarray(image) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        assert np.abs(frames[:, 0].numpy() - expected.transpose(2, 0, 1)).max() < 0.03
+
+
+def test_evaluation_is_deterministic_and_evenly_spaced(corpus):
+    dataset = build_dataset(settings(corpus, num_frame=2), "test")
+    assert all(torch.equal(a, b) for a, b in zip(dataset[0][:2], dataset[0][:2], strict=True))
+    assert dataset.frame_numbers(2) == [0, 1] and dataset.frame_numbers(8) == [2, 6]
+    dataset.num_frame = 1
+    assert [dataset.frame_numbers(n) for n in (1, 2, 3, 10)] == [[0], [1], [1], [5]]
+
+
+def test_training_frames_are_drawn_in_order_of_time(corpus):
+    dataset = build_dataset(settings(corpus), "train")
+    dataset.num_frame = 3
+    drawn = [tuple(dataset.frame_numbers(10)) for _ in range(50)]
+    assert all(a < b < c for a, b, c in drawn) and len(set(drawn)) > 20
+
+
+def read_epochs(root, **changes):
+    """All batches of two epochs, shuffled and augmented, with the global generator disturbed in between."""
+    loader = build_loader(settings(root, **changes), "train", torch.device("cpu"))
+    batches = []
+    for epoch in range(2):
+        loader.dataset.set_epoch(epoch)
+        torch.rand(7)
+        batches += [torch.cat([s.flatten(1), f.flatten(1), y[:, None]], dim=1) for s, f, y in loader]
+    return torch.cat(batches[: len(batches) // 2]), torch.cat(batches[len(batches) // 2 :])
+
+
+def test_training_data_follow_seed_epoch_and_clip_alone(corpus):
+    first, second = read_epochs(corpus)
+    assert len(first) == len(second) == 18
+    for workers in (1, 3):
+        again = read_epochs(corpus, num_workers=workers)
+        assert torch.equal(again[0], first) and torch.equal(again[1], second)
+    sounds = 257 * 188
+    assert not torch.equal(first[:, :sounds], second[:, :sounds]), "the order did not change"
+
+    def by_sound(rows):
+        return rows[rows[:, :sounds].sum(1).argsort()]
+
+    assert torch.equal(by_sound(first)[:, :sounds], by_sound(second)[:, :sounds]), "not every clip once an epoch"
+    crops = (by_sound(first) != by_sound(second))[:, sounds:].any(dim=1)
+    assert crops.all(), "crops did not change with the epoch"
+    assert not torch.equal(read_epochs(corpus, random_seed=1)[0], first)
+
+
+def test_clips_without_sound_or_frames_are_skipped_and_counted(corpus, tmp_path):
+    listed = (corpus / "test.csv").read_text()
+    (tmp_path / "test.csv").write_text("1099_D00_SAD_XX,SAD\n" + listed)
+    dataset = build_dataset(settings(corpus, split_path=str(tmp_path)), "test")
+    assert len(dataset) == 6 and dataset.skipped == ["1099_D00_SAD_XX"]
+    with pytest.raises(InputError, match="none of the 7 clips"):
+        build_dataset(settings(corpus, split_path=str(tmp_path), num_frame=50), "test")
+
+
+def test_lists_with_byte_order_mark_and_windows_line_ends(corpus, tmp_path):
+    listed = (corpus / "test.csv").read_text()
+    (tmp_path / "test.csv").write_bytes(b"\xef\xbb\xbf" + listed.replace("\n", "\r\n").encode() + b"\r\n")
+    plain = build_dataset(settings(corpus), "test")
+    assert build_dataset(settings(corpus, split_path=str(tmp_path)), "test").clips == plain.clips

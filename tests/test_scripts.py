@@ -1,0 +1,239 @@
+"""The scripts as a user runs them: train, validate, override, the authors' checkpoints, and one line for bad input."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from models.basic_model import AVClassifier
+from tests.conftest import ROOT, SMALL, data_flags, run_script
+from utils import checkpoint
+from utils.errors import InputError
+
+
+def accuracies(output):
+    """The fused, audio and visual cells of the table row that begins with 'overall'."""
+    row = re.search(r"^overall +\d+ +(\S+) +(\S+) +(\S+)$", output, re.MULTILINE)
+    return [float(cell) for cell in row.groups()]
+
+
+def test_training_writes_log_and_checkpoints(trained):
+    folder, process = trained
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.01, 0.001])  # decays at the epoch given
+    assert all(0 <= row[name] <= 1 for row in rows for name in ("fused", "audio", "visual"))
+    assert len([line for line in process.stdout.splitlines() if line.startswith("epoch ")]) == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["best.pth", "last.pth", "log.jsonl"]
+    saved = torch.load(folder / "last.pth", weights_only=True)
+    assert saved["epoch"] == 1 and saved["settings"]["alpha"] == 4.0
+    assert set(saved["model"]) == set(AVClassifier(6).state_dict())
+
+
+def test_valid_needs_the_checkpoint_alone(trained):
+    folder, _ = trained
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    done = run_script("valid.py", "--ckpt_path", folder / "last.pth")
+    expected = [rows[1][name] for name in ("fused", "audio", "visual")]
+    assert accuracies(done.stdout) == pytest.approx(expected, abs=1e-4)
+    counts = {name: re.search(rf"^{name} +(\d+) ", done.stdout, re.MULTILINE)[1] for name in ("NEU", "ANG", "overall")}
+    assert counts == {"NEU": "1", "ANG": "1", "overall": "6"}
+
+
+def test_valid_takes_overrides_and_does_not_depend_on_the_batch(trained, corpus, tmp_path):
+    folder, _ = trained
+    plain = run_script("valid.py", "--ckpt_path", folder / "best.pth").stdout
+    moved = tmp_path / "moved"
+    shutil.copytree(corpus, moved)
+    flags = ["--dataset", "CREMAD", "--batch_size", 1, "--num_workers", 0, *data_flags(moved)]
+    assert accuracies(run_script("valid.py", "--ckpt_path", folder / "best.pth", *flags).stdout) == accuracies(plain)
+    (moved / "test.csv").write_text("\n".join((corpus / "test.csv").read_text().splitlines()[:5]))
+    assert "5 test clips" in run_script("valid.py", "--ckpt_path", folder / "best.pth", *data_flags(moved)).stdout
+
+
+def test_main_without_train_evaluates_best(trained):
+    folder, _ = trained
+    expected = run_script("valid.py", "--ckpt_path", folder / "best.pth").stdout
+    done = run_script("main_dgl.py", "--dataset", "CREMAD", "--ckpt_path", folder, "--gpu_ids", 0, "--batch_size", 3)
+    assert done.stdout == expected
+    if not torch.cuda.is_available():
+        assert "warning: --gpu_ids" in done.stderr
+
+
+def test_same_seed_same_weights(trained, corpus, tmp_path):
+    folder, _ = trained
+    flags = ["--epochs", 2, "--lr_decay_step", "1", "--learning_rate", 0.01, "--ckpt_path", tmp_path]
+    run_script("main_dgl.py", "--train", *data_flags(corpus), *SMALL, "--num_workers", 0, *flags)
+    first, second = (checkpoint.load(path / "last.pth")["model"] for path in (folder, tmp_path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--fusion_method", "film", "--optimizer", "Adam", "--use_tensorboard"],
+        ["--modality", "audio", "--optimizer", "AdaGrad"],
+        ["--modality", "visual", "--use_video_frames", 2, "--modulation_starts", 0],
+    ],
+)
+def test_other_settings_train_and_validate(corpus, tmp_path, flags):
+    run_script("main_dgl.py", "--train", *data_flags(corpus), *SMALL, "--epochs", 1, "--ckpt_path", tmp_path, *flags)
+    assert "overall" in run_script("valid.py", "--ckpt_path", tmp_path / "best.pth").stdout
+    assert bool(list(tmp_path.glob("tensorboard/events*"))) == ("--use_tensorboard" in flags)
+
+
+def test_script_of_the_dataset_runs_with_flags_behind_it(corpus, tmp_path):
+    """cramed_dgl.sh trains and validates; flags typed behind it win."""
+    flags = [*data_flags(corpus), *SMALL, "--epochs", 1, "--alpha", 5, "--ckpt_path", tmp_path]
+    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", ROOT / "cramed_dgl.sh", *map(str, flags)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "overall" in done.stdout
+    settings = checkpoint.load(tmp_path / "last.pth")["settings"]
+    assert settings["alpha"] == 5 and settings["learning_rate"] == 0.002 and settings["lr_decay_step"] == [70]
+
+
+def authors_checkpoint(path, model, fusion, **extra):
+    """What the authors' code saves: a DataParallel model with an unused layer, and three settings."""
+    weights = {f"module.{name}": value for name, value in model.state_dict().items()}
+    weights["module.fusion_module.fc_auxi.weight"] = torch.zeros(6, 1024)
+    weights["module.fusion_module.fc_auxi.bias"] = torch.zeros(6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 70)
+    state = {"saved_epoch": 3, "modulation": "Normal", "alpha": 4.0, "fusion": fusion, "acc": 0.5, "model": weights}
+    torch.save(state | {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()} | extra, path)
+
+
+def test_a_checkpoint_of_the_authors(trained, corpus, tmp_path):
+    folder, _ = trained
+    model = AVClassifier(6)
+    model.load_state_dict(checkpoint.load(folder / "best.pth")["model"])
+    authors_checkpoint(tmp_path / "authors.pth", model, "concat")
+    flags = ["--ckpt_path", tmp_path / "authors.pth", "--image_size", 32, *data_flags(corpus)]
+    done = run_script("valid.py", *flags, "--dataset", "CREMAD")
+    assert accuracies(done.stdout) == accuracies(run_script("valid.py", "--ckpt_path", folder / "best.pth").stdout)
+    done = run_script("valid.py", *flags, check=False)
+    assert done.returncode == 2 and "--dataset" in done.stderr
+
+
+def test_film_of_the_authors_is_bilinear(tmp_path):
+    model = torch.nn.ModuleDict({"audio_net": torch.nn.Linear(2, 2)})
+    authors_checkpoint(tmp_path / "authors.pth", model, "film")
+    loaded = checkpoint.load(tmp_path / "authors.pth")
+    assert loaded["settings"]["fusion_method"] == "bilinear"
+    assert set(loaded["model"]) == {"audio_net.weight", "audio_net.bias"}
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    model, path = torch.nn.Linear(2, 2), tmp_path / "last.pth"
+    checkpoint.save(path, model, {"alpha": 4.0})
+    before = path.read_bytes()
+
+    def full_disk(state, file):
+        with open(file, "wb") as half:
+            half.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(InputError, match="No space left"):
+        checkpoint.save(path, model, {"alpha": 4.0})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_bad_checkpoints_are_one_line(trained, tmp_path):
+    good = (trained[0] / "best.pth").read_bytes()
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.pth").write_text("accuracy 78.12\n")
+    (tmp_path / "truncated.pth").write_bytes(good[: len(good) // 2])
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"model": {}}))
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    torch.save({"model": {"weight": torch.zeros(2)}, "settings": {"dataset": "CREMAD"}}, tmp_path / "other.pth")
+    torch.save({"model": Malicious()}, tmp_path / "malicious.pth")
+    for path in (tmp_path, tmp_path / "missing.pth", *sorted(tmp_path.glob("*.pth"))):
+        done = run_script("valid.py", "--ckpt_path", path, check=False)
+        assert done.returncode == 2, path
+        assert len(done.stderr.splitlines()) == 1 and str(path) in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and "code ran" not in done.stdout
+
+
+BAD_FLAGS = {
+    "unknown flag": ["--alhpa", "4"],
+    "alpha": ["--alpha", "-1"],
+    "alpha not finite": ["--alpha", "inf"],
+    "batch size": ["--batch_size", "0"],
+    "epochs": ["--epochs", "many"],
+    "learning rate": ["--learning_rate", "0"],
+    "decay step": ["--lr_decay_step", "[seventy]"],
+    "fusion": ["--fusion_method", "mean"],
+    "dataset": ["--dataset", "CREMA-D"],
+    "modulation": ["--modulation", "OGM_GE"],
+    "device": ["--device", "cuda:99"],
+    "device's name": ["--device", "gpu"],
+    "no such folder": ["--audio_path", "/nonexistent/wav"],
+    "no such frames": ["--visual_path", "/nonexistent/frames"],
+    "frames at another rate": ["--fps", "7"],
+    "no such list": ["--split_path", "/nonexistent/lists"],
+    "too many frames": ["--num_frame", "99"],
+}
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS.values(), ids=BAD_FLAGS)
+def test_bad_flags_are_one_line(corpus, tmp_path, flags):
+    target = tmp_path / "run"
+    done = run_script("main_dgl.py", "--train", *data_flags(corpus), *SMALL, "--ckpt_path", target, *flags, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    assert flags[0] in done.stderr or flags[1] in done.stderr
+    assert not target.exists()
+
+
+BAD_LISTS = {
+    "empty": b"",
+    "blank lines": b"\n\n",
+    "unknown emotion": b"1001_D00_ANG_XX,JOY\n",
+    "no emotion": b"1001_D00_ANG_XX\n",
+    "path escape": b"../../secret,ANG\n",
+    "not text": b"\xff\xfe\x00\x80",
+}
+
+
+@pytest.mark.parametrize("content", BAD_LISTS.values(), ids=BAD_LISTS)
+def test_bad_lists_are_one_line(corpus, tmp_path, content):
+    (tmp_path / "train.csv").write_bytes(content)
+    shutil.copy(corpus / "test.csv", tmp_path)
+    flags = [*data_flags(corpus), *SMALL, "--split_path", tmp_path, "--ckpt_path", tmp_path / "run"]
+    done = run_script("main_dgl.py", "--train", *flags, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "train.csv" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["wav", "empty wav", "jpg"])
+def test_an_unreadable_file_is_named(corpus, tmp_path, kind, workers):
+    moved = tmp_path / "moved"
+    shutil.copytree(corpus, moved)
+    clip_id = (moved / "train.csv").read_text().split(",")[0]
+    damaged = moved / "AudioWAV" / f"{clip_id}.wav"
+    if kind == "jpg":
+        for damaged in sorted((moved / "Image-01-FPS" / clip_id).iterdir()):
+            damaged.write_text("no picture")
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:44] if kind == "empty wav" else b"no sound")
+    flags = [*data_flags(moved), *SMALL, "--num_workers", workers, "--epochs", 1, "--ckpt_path", tmp_path / "run"]
+    done = run_script("main_dgl.py", "--train", *flags, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and clip_id in done.stderr, done.stderr
