@@ -13,17 +13,17 @@ echo "== 1. make clips in CREMA-D's raw form"
 echo "== 2. extract frames"
 "$PYTHON" data/CREMAD/video_preprocessing.py --root "$root"
 echo "== 3. split"
-"$PYTHON" data/CREMAD/make_split.py --root "$root" --split_path "$root" --test_ratio 0.24
+"$PYTHON" data/CREMAD/make_split.py --root "$root" --split_path "$root" --test_ratio 0.25
 echo "== 4. train with DGL"
 "$PYTHON" main_dgl.py --train --dataset CREMAD --audio_path "$root/AudioWAV" --visual_path "$root" \
-  --split_path "$root" --image_size 64 --batch_size 8 --epochs 8 --learning_rate 0.005 --lr_decay_step '[6]' \
+  --split_path "$root" --image_size 64 --batch_size 8 --epochs 5 --learning_rate 0.002 --lr_decay_step '[4]' \
   --alpha 4 --ckpt_path ckpt/demo
 echo "== 5. validate the best epoch"
 "$PYTHON" valid.py --ckpt_path ckpt/demo/best.pth
 
 cat <<'EOF'
 
-Done: 300 clips made, frames extracted, split, a DGL model trained and its best epoch validated. Chance is 0.17.
+Done: 240 clips made, frames extracted, split, a DGL model trained and its best epoch validated. Chance is 0.17.
 The sound tells more than the picture, and DGL trains both encoders all the same: compare the columns.
 The model is ckpt/demo/best.pth, its log ckpt/demo/log.jsonl. What to try next:
   - another fusion: the training command of this script with --fusion_method gated --ckpt_path ckpt/demo-gated

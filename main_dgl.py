@@ -80,7 +80,8 @@ def train_epoch(model, loader, optimizer, device, args):
     model.train()
     total = torch.zeros(3, device=device)
     recent = deque(maxlen=-(-BATCHNORM_CLIPS // args.batch_size))
-    for spectrogram, frames, label in tqdm(loader, leave=False, disable=not sys.stderr.isatty(), unit="step"):
+    progress = tqdm(loader, f"epoch {loader.dataset.epoch}", unit="step", leave=False, disable=not sys.stderr.isatty())
+    for spectrogram, frames, label in progress:
         spectrogram = spectrogram.to(device, non_blocking=True).unsqueeze(1)
         frames, label = frames.to(device, non_blocking=True), label.to(device, non_blocking=True)
         optimizer.zero_grad()

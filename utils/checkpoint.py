@@ -1,6 +1,8 @@
 """Checkpoints: plain dicts with all that is needed to rebuild model and data."""
 
 import os
+import pickle
+import warnings
 
 import torch
 
@@ -40,7 +42,12 @@ def load(path):
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file; --ckpt_path wants a checkpoint written by main_dgl.py")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.load muses about pickles that it then refuses
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        reason = "no checkpoint, or one that would run code; only weights and plain settings are loaded"
+        raise InputError(f"{path}: {reason}; give best.pth of a run") from None
     except Exception as error:  # torch.load raises nearly anything on a file that is no checkpoint
         raise InputError(f"{path}: not a checkpoint ({first_line(error)}); give best.pth of a run") from None
     weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None

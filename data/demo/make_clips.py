@@ -1,6 +1,6 @@
 """Make a small corpus in CREMA-D's raw form: drawn faces and synthetic voices in six emotions.
 
-    python data/demo/make_clips.py [--root train_test_data/demo/CREMA-D] [--clips_per_class 50] [--seed 0]
+    python data/demo/make_clips.py [--root train_test_data/demo/CREMA-D] [--clips_per_class 40] [--seed 0]
 
 Writes <root>/VideoFlash/<id>.flv (480 x 360, 29.97 fps) and <root>/AudioWAV/<id>.wav (16 kHz, 16 bit). Every clip has
 its own face, pitch, length and noise. The voices tell more than the faces, so that the two modalities are out of
@@ -45,6 +45,16 @@ FACES = {
     "FEA": dict(slant=0.6, brow=0.9, eye=1.2, curve=-0.3, open=0.8, width=0.7, skew=0.0),
     "DIS": dict(slant=-0.4, brow=-0.2, eye=0.25, curve=-0.6, open=0.1, width=0.9, skew=1.0),
     "ANG": dict(slant=-0.9, brow=-0.6, eye=0.7, curve=-0.5, open=0.5, width=1.1, skew=0.0),
+}
+
+# Flush of the skin, blue, green and red: anger reddens, disgust goes green, sadness blue, fear violet, joy warm.
+FLUSH = {
+    "NEU": (0, 0, 0),
+    "HAP": (-35, 5, 10),
+    "SAD": (35, 0, -30),
+    "FEA": (30, -25, 5),
+    "DIS": (-20, 20, -35),
+    "ANG": (-30, -35, 25),
 }
 
 
@@ -108,11 +118,12 @@ def make_video(path, emotion, seconds, loudness, rng):
     """Write the clip's FLV: a face that grows into its expression while its mouth follows the loudness (n,)."""
     strength = rng.uniform(0.6, 1.2)
     jitter = {name: rng.normal(scale=0.15) for name in FACES["NEU"]}
+    skin = np.array([170, 195, 235]) * rng.uniform(0.5, 1.0) + strength * np.array(FLUSH[emotion])
     person = {
         "x": WIDTH / 2 + rng.uniform(-30, 30),
         "y": HEIGHT / 2 + rng.uniform(-15, 15),
         "scale": rng.uniform(1.3, 1.65),
-        "skin": tuple(int(c) for c in np.array([170, 195, 235]) * rng.uniform(0.45, 1.0)),
+        "skin": tuple(int(c) for c in np.clip(skin, 0, 255)),
         "hair": tuple(int(c) for c in np.array([25, 40, 60]) * rng.uniform(0.3, 1.5)),
         "iris": tuple(int(c) for c in rng.integers(20, 140, 3)),
     }
@@ -157,7 +168,7 @@ def main():
     parser.add_argument(
         "--root", type=Path, default=Path("train_test_data/demo/CREMA-D"), help="(default: %(default)s)"
     )
-    parser.add_argument("--clips_per_class", type=at_least(2), default=50, metavar="N", help="(default: 50)")
+    parser.add_argument("--clips_per_class", type=at_least(2), default=40, metavar="N", help="(default: 40)")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
     args = parser.parse_args()
 
