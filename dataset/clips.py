@@ -53,7 +53,8 @@ def load_waveform(path, rate):
     try:
         samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, soundfile.SoundFileError):
-        raise InputError(f"{path}: not a readable sound file; restore it or take its clip off the split list") from None
+        remedy = "restore it (`git lfs pull` if it is a Git LFS pointer) or take its clip off the split list"
+        raise InputError(f"{path}: not a readable sound file; {remedy}") from None
     if not len(samples):
         raise InputError(f"{path}: holds no sound; restore it or take its clip off the split list")
     samples = samples.mean(axis=1)

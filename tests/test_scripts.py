@@ -180,6 +180,7 @@ def test_bad_checkpoints_are_one_line(trained, tmp_path, refused):
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"model": {}}))
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     torch.save({"model": {"weight": torch.zeros(2)}, "settings": {"dataset": "CREMAD"}}, tmp_path / "other.pth")
+    torch.save({"model": {"weight": torch.zeros(2)}, "settings": 4}, tmp_path / "settings.pth")
     torch.save({"model": Malicious()}, tmp_path / "malicious.pth")
     for path in (tmp_path, tmp_path / "missing.pth", *sorted(tmp_path.glob("*.pth"))):
         assert str(path) in refused(valid, "--ckpt_path", path)

@@ -54,6 +54,8 @@ def load(path):
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise InputError(f"{path}: not a checkpoint of this project (no model in it); give best.pth of a run")
     authors = "settings" not in checkpoint
+    if not authors and not isinstance(checkpoint["settings"], dict):
+        raise InputError(f"{path}: not a checkpoint of this project (no settings in it); give best.pth of a run")
     if authors:
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
         weights = {name: value for name, value in weights.items() if not name.startswith("fusion_module.fc_auxi")}

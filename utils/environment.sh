@@ -4,6 +4,12 @@ machine_python=$(command -v python3 || command -v python || true)
 PYTHON=.venv/bin/python
 [ -x "$PYTHON" ] || PYTHON=$machine_python
 
+# Makes the environment only where the Python at hand lacks the packages.
+ensure_packages() {
+  "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torchvision") is None)' ||
+    make_environment
+}
+
 make_environment() {
   if cmp -s requirements.txt .venv/installed.txt; then return; fi
   if ! "${machine_python:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then

@@ -55,7 +55,7 @@ def add_data_flags(parser, datasets):
         "--use_video_frames",
         type=at_least(1),
         metavar="N",
-        help="frames per clip (default: the dataset's; more cost time and seldom help emotion)",
+        help="frames per clip (default: the dataset's); clips with fewer are skipped",
     )
     group.add_argument(
         "--image_size",
