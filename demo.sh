@@ -8,17 +8,12 @@ source utils/environment.sh
 make_environment
 root=train_test_data/demo/CREMA-D
 
-echo "== 1. make clips in CREMA-D's raw form"
-"$PYTHON" data/demo/make_clips.py --root "$root"
-echo "== 2. extract frames"
-"$PYTHON" data/CREMAD/video_preprocessing.py --root "$root"
-echo "== 3. split"
-"$PYTHON" data/CREMAD/make_split.py --root "$root" --split_path "$root" --test_ratio 0.25
-echo "== 4. train with DGL"
+bash data/demo/make_demo.sh
+echo "== train with DGL"
 "$PYTHON" main_dgl.py --train --dataset CREMAD --audio_path "$root/AudioWAV" --visual_path "$root" \
   --split_path "$root" --image_size 64 --batch_size 8 --epochs 5 --learning_rate 0.002 --lr_decay_step '[4]' \
   --alpha 4 --ckpt_path ckpt/demo
-echo "== 5. validate the best epoch"
+echo "== validate the best epoch"
 "$PYTHON" valid.py --ckpt_path ckpt/demo/best.pth
 
 cat <<'EOF'

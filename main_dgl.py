@@ -11,19 +11,23 @@ import os
 import sys
 import time
 from collections import deque
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from dataset import DATASETS, build_loader, fill_defaults
+from dataset.clips import derived_seed
 from models.basic_model import MODALITIES, AVClassifier
 from models.fusion_modules import FUSION_MODULES
 from utils import checkpoint, options
+from utils.baselines import ablation_step, joint_step, unimodal_step
 from utils.batchnorm import refresh_batchnorm
 from utils.device import choose_device
 from utils.errors import InputError, run
-from utils.evaluation import evaluate
+from utils.evaluation import BRANCHES, evaluate
+from utils.files import write_json
 from valid import validate
 
 BATCHNORM_CLIPS = 256  # clips over which BatchNorm's statistics are averaged before an evaluation
@@ -63,21 +67,23 @@ def dgl_step(model, spectrogram, frames, label, alpha):
     return loss.detach(), *losses
 
 
-def unimodal_step(model, spectrogram, frames, label):
-    """Forward and backward of one encoder with its linear classifier; shapes and result as `dgl_step`.
-
-    The loss of the modality that the model lacks is NaN.
-    """
-    logits, logits_a, _ = model(spectrogram, frames)
-    loss = F.cross_entropy(logits, label)
-    loss.backward()
-    loss, missing = loss.detach(), torch.full_like(loss, float("nan"))
-    return (loss, missing, loss) if logits_a is None else (loss, loss, missing)
+def choose_step(args, epoch):
+    """The training rule that the flags select for an epoch: a function of (model, spectrogram, frames, label)."""
+    if args.modality != "full":
+        return unimodal_step
+    if args.method == "joint":
+        modulated = args.modulation_starts <= epoch <= args.modulation_ends
+        return partial(joint_step, modulation=args.modulation if modulated else "Normal", ogm_alpha=args.ogm_alpha)
+    if args.no_mgt or args.no_ugt:
+        return partial(ablation_step, alpha=args.alpha, mgt=not args.no_mgt, ugt=not args.no_ugt)
+    return partial(dgl_step, alpha=args.alpha)
 
 
 def train_epoch(model, loader, optimizer, device, args):
     """One epoch of steps -> mean (loss, loss_a, loss_v) per clip, floats. Leaves fresh BatchNorm statistics."""
     model.train()
+    step = choose_step(args, loader.dataset.epoch)
+    torch.manual_seed(derived_seed(args.random_seed, loader.dataset.epoch, "noise"))  # drawn by OGM-GE
     total = torch.zeros(3, device=device)
     recent = deque(maxlen=-(-BATCHNORM_CLIPS // args.batch_size))
     progress = tqdm(loader, f"epoch {loader.dataset.epoch}", unit="step", leave=False, disable=not sys.stderr.isatty())
@@ -85,10 +91,7 @@ def train_epoch(model, loader, optimizer, device, args):
         spectrogram = spectrogram.to(device, non_blocking=True).unsqueeze(1)
         frames, label = frames.to(device, non_blocking=True), label.to(device, non_blocking=True)
         optimizer.zero_grad()
-        if args.modality == "full":
-            losses = dgl_step(model, spectrogram, frames, label, args.alpha)
-        else:
-            losses = unimodal_step(model, spectrogram, frames, label)
+        losses = step(model, spectrogram, frames, label)
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
         optimizer.step()
         total += torch.stack(losses) * len(label)
@@ -111,24 +114,29 @@ def build_optimizer(model, args):
 
 
 def train(args):
-    """Train for args.epochs epochs; write best.pth, last.pth and log.jsonl into args.ckpt_path."""
+    """Train for args.epochs epochs; write best.pth, last.pth, log.jsonl and result.json into args.ckpt_path.
+
+    The best epoch is chosen on the test set, as the literature does, or with args.val_ratio on the training clips that
+    it holds out; then the test set is seen once, after the last epoch.
+    """
     device = choose_device(args.device, args.gpu_ids)
-    train_loader, test_loader = build_loader(args, "train", device), build_loader(args, "test", device)
-    for split, loader in (("train", train_loader), ("test", test_loader)):
-        skipped = loader.dataset.skipped
-        note = f", {len(skipped)} skipped for want of sound or frames, {skipped[0]} first" if skipped else ""
-        print(f"{args.dataset} {split}: {len(loader.dataset)} clips{note}")
+    chosen_on = "val" if args.val_ratio else "test"
+    loaders = {split: build_loader(args, split, device) for split in dict.fromkeys(("train", chosen_on, "test"))}
+    for split, loader in loaders.items():
+        print(f"{args.dataset} {split}: {loader.dataset}")
 
     torch.manual_seed(args.random_seed)
     model = AVClassifier(DATASETS[args.dataset].n_classes, args.fusion_method, args.modality)
     model.to(device, memory_format=torch.channels_last)  # 1.6 times as fast on the CPU
     optimizer, scheduler = build_optimizer(model, args)
 
-    log_path = os.path.join(args.ckpt_path, "log.jsonl")
+    log_path, result_path = (os.path.join(args.ckpt_path, name) for name in ("log.jsonl", "result.json"))
     try:
         os.makedirs(args.ckpt_path, exist_ok=True)
         with open(log_path, "w"):
             pass  # a new run begins a new log
+        if os.path.exists(result_path):
+            os.remove(result_path)
     except OSError as error:
         raise InputError(f"{args.ckpt_path}: {error.strerror}; choose another --ckpt_path") from None
     board = None
@@ -137,22 +145,23 @@ def train(args):
 
         board = SummaryWriter(args.tensorboard_path or os.path.join(args.ckpt_path, "tensorboard"))
 
-    print(f"training on {device}, {len(train_loader)} steps an epoch, checkpoints in {args.ckpt_path}")
-    best = -1.0
+    print(f"training on {device}, {len(loaders['train'])} steps an epoch, checkpoints in {args.ckpt_path}")
+    best = {"fused": -1.0}
     for epoch in range(args.epochs):
         start = time.perf_counter()
-        train_loader.dataset.set_epoch(epoch)
+        loaders["train"].dataset.set_epoch(epoch)
         learning_rate = scheduler.get_last_lr()[0]
-        loss, loss_a, loss_v = train_epoch(model, train_loader, optimizer, device, args)
+        loss, loss_a, loss_v = train_epoch(model, loaders["train"], optimizer, device, args)
         scheduler.step()
-        accuracies, _ = evaluate(model, test_loader, device)
+        accuracies, _ = evaluate(model, loaders[chosen_on], device)
 
-        improved = accuracies["fused"] > best
-        best = max(best, accuracies["fused"])
+        last = {"epoch": epoch, **accuracies}
+        improved = accuracies["fused"] > best["fused"]
+        best = last if improved else best
         state = {
             "epoch": epoch,
             "accuracy": accuracies,
-            "best": best,
+            "best": best["fused"],
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
         }
@@ -161,48 +170,82 @@ def train(args):
 
         losses = {"loss": loss, "loss_a": loss_a, "loss_v": loss_v}
         losses = {name: None if value != value else value for name, value in losses.items()}  # JSON knows no NaN
-        seconds = time.perf_counter() - start
         row = {
             "epoch": epoch,
             "learning_rate": learning_rate,
             **losses,
+            "split": chosen_on,
             **accuracies,
-            "best": best,
-            "seconds": seconds,
+            "best": best["fused"],
+            "seconds": time.perf_counter() - start,
         }
         with open(log_path, "a") as log:
             print(json.dumps(row), file=log)
         print(summary(row, args.epochs), flush=True)
         if board:
             for name, value in row.items():
-                if name != "epoch" and value is not None:
+                if name not in ("epoch", "split") and value is not None:
                     board.add_scalar(name, value, epoch)
     if board:
         board.close()
-    print(f"best fused accuracy {best:.4f}; validate with: python valid.py --ckpt_path {args.ckpt_path}/best.pth")
+
+    if chosen_on != "test":
+        accuracies, _ = evaluate(model, loaders["test"], device)
+        last = {"epoch": epoch, **accuracies}
+        model.load_state_dict(checkpoint.load(os.path.join(args.ckpt_path, "best.pth"))["model"])
+        accuracies, _ = evaluate(model, loaders["test"], device)
+        best = {"epoch": best["epoch"], **accuracies}
+    for name, result in (("best", best), ("last", last)):
+        print(f"test accuracy, {name} epoch {result['epoch']}:  {show(result, BRANCHES)}")
+    write_json(result_path, {"best": best, "last": last, "chosen_on": chosen_on, "settings": vars(args)})
+    print(f"validate with: python valid.py --ckpt_path {args.ckpt_path}/best.pth")
+
+
+def show(values, names):
+    """Values by name on one line, such as 'fused 0.9833  audio 0.9067', a dash for None."""
+    return "  ".join(f"{name} {'  -   ' if values[name] is None else f'{values[name]:.4f}'}" for name in names)
 
 
 def summary(row, epochs):
     """One epoch's log row as a line for the terminal."""
-
-    def show(name):
-        return "   -  " if row[name] is None else f"{row[name]:.4f}"
-
     return (
-        f"epoch {row['epoch']:{len(str(epochs))}d}  loss {show('loss')} audio {show('loss_a')} visual {show('loss_v')}"
-        f"  accuracy {show('fused')} audio {show('audio')} visual {show('visual')}"
-        f"  best {show('best')}  {row['seconds']:.0f} s"
+        f"epoch {row['epoch']:{len(str(epochs))}d}  {show(row, ('loss', 'loss_a', 'loss_v'))}"
+        f"  {row['split']} accuracy: {show(row, (*BRANCHES, 'best'))}  {row['seconds']:.0f} s"
     )
+
+
+def check_method(args, typed):
+    """Refuse flags of the method that contradict each other; warn of those without effect.
+
+    Raises:
+        InputError: names the flag and what to leave out.
+    """
+    ablations = [f"--{name}" for name in ("no_mgt", "no_ugt") if getattr(args, name)]
+    if args.modality != "full" and (ablations or args.method == "joint" or args.modulation != "Normal"):
+        raise InputError(
+            f"--modality {args.modality}: one encoder alone has one way to train; "
+            "leave out --method, --modulation, --no_mgt, --no_ugt"
+        )
+    if args.method == "dgl" and args.modulation != "Normal":
+        raise InputError(
+            f"--modulation {args.modulation}: modulates the gradient of joint training, of which DGL leaves none; "
+            "add --method joint"
+        )
+    if args.method == "joint" and ablations:
+        raise InputError(f"{ablations[0]}: an ablation of DGL; leave out --method joint")
+    if args.modulation_starts > args.modulation_ends:
+        raise InputError(
+            f"--modulation_starts {args.modulation_starts}: after --modulation_ends {args.modulation_ends}"
+        )
+    for name in ("modulation_starts", "modulation_ends", "ogm_alpha"):
+        if name in typed and args.modulation == "Normal":
+            print(f"warning: --{name}: no effect with --modulation Normal", file=sys.stderr)
 
 
 def main():
     parser = options.training_parser(tuple(DATASETS), tuple(FUSION_MODULES), MODALITIES)
     args, typed = options.parse(parser)
-    if args.modulation != "Normal":
-        raise InputError(f"--modulation {args.modulation}: DGL leaves no joint gradient to modulate; use Normal")
-    for name in ("modulation_starts", "modulation_ends"):
-        if name in typed:
-            print(f"warning: --{name}: no effect with --modulation Normal", file=sys.stderr)
+    check_method(args, typed)
     if args.train:
         train(fill_defaults(args))
     else:

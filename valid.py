@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: overall, audio and visual accuracy, and a table per class.
 
     python valid.py --ckpt_path ckpt/cremad/best.pth
+    python valid.py --ckpt_path ckpt/cremad/best.pth --linear_probe        # how good each encoder's features are
 
 Model and data are rebuilt from the settings in the checkpoint; any other flag overrides them. A checkpoint of the
 authors' own code records no dataset, so name it: --dataset CREMAD.
@@ -16,6 +17,8 @@ from utils import checkpoint, options
 from utils.device import choose_device
 from utils.errors import InputError, run
 from utils.evaluation import BRANCHES, accuracy, evaluate
+from utils.files import write_json
+from utils.linear_probe import linear_probe
 
 
 def validate(path, typed):
@@ -32,20 +35,31 @@ def validate(path, typed):
     if saved["authors"] and "dataset" not in typed:
         raise InputError(f"{path}: of the authors' format, which records no dataset; add --dataset NAME")
     parser = options.validation_parser(tuple(DATASETS))
-    defaults, _ = options.parse(parser, ["--ckpt_path", path])
+    defaults = parser.parse_args(["--ckpt_path", path])
     overridable = {name: value for name, value in typed.items() if name in vars(defaults)}
     recorded = saved["settings"]
     if overridable.get("dataset", recorded.get("dataset")) != recorded.get("dataset"):
         recorded = {name: recorded[name] for name in ("fusion_method", "modality")}
-    machine = {"device": "auto", "gpu_ids": [], "num_workers": None, "random_seed": 0}
-    args = Namespace(**{**vars(defaults), **recorded, **machine, **overridable})
+    machine = {"device": "auto", "gpu_ids": [], "num_workers": None}
+    args = Namespace(**{**vars(defaults), "random_seed": 0, **recorded, **machine, **overridable})
     model = build_model(args, saved["model"], path)
 
     device = choose_device(args.device, args.gpu_ids)
     loader = build_loader(args, "test", device)
     model.to(device, memory_format=torch.channels_last)
     accuracies, predictions = evaluate(model, loader, device)
-    report(path, saved, args, loader.dataset, accuracies, predictions)
+    probe = None
+    if args.linear_probe:
+        probe = linear_probe(model, build_loader(args, "train", device, training=False), loader, device)
+    report(path, saved, args, loader.dataset, accuracies, predictions, probe)
+    if args.json:
+        figures = {
+            "checkpoint": path,
+            "epoch": saved.get("epoch"),
+            "dataset": args.dataset,
+            "clips": len(loader.dataset),
+        }
+        write_json(args.json, {**figures, **accuracies, "linear_probe": probe})
 
 
 def build_model(args, weights, path):
@@ -67,19 +81,20 @@ def build_model(args, weights, path):
     return model
 
 
-def report(path, saved, args, dataset, accuracies, predictions):
-    """Print overall accuracies and the per-class table; a branch that the model lacks shows as a dash."""
+def report(path, saved, args, dataset, accuracies, predictions, probe=None):
+    """Print overall accuracies, those of linear probes, and the per-class table; a dash for what the model lacks."""
 
     def cells(values):
         return "".join(f"{'-' if value is None else f'{value:.4f}':>9}" for value in values)
 
     epoch = f", epoch {saved['epoch']}" if "epoch" in saved else ""
     print(f"{path}{epoch}: {args.dataset}, {args.fusion_method} fusion, modality {args.modality}")
-    skipped = f", {len(dataset.skipped)} skipped for want of sound or frames" if dataset.skipped else ""
-    print(f"{len(dataset)} test clips{skipped}\n")
-    width = max(map(len, (*dataset.classes, "overall")))
+    print(f"test: {dataset}\n")
+    width = max(map(len, (*dataset.classes, "linear probe")))
     print(f"{'':{width}}{'clips':>7}" + "".join(f"{branch:>9}" for branch in BRANCHES))
     print(f"{'overall':{width}}{len(dataset):7d}" + cells(accuracies[branch] for branch in BRANCHES))
+    if probe:
+        print(f"{'linear probe':{width}}{len(dataset):7d}" + cells((None, probe["audio"], probe["visual"])))
     counts = torch.bincount(predictions["label"], minlength=len(dataset.classes)).tolist()
     for label, name in enumerate(dataset.classes):
         row = (accuracy(predictions, branch, of_class=label) for branch in BRANCHES)

@@ -34,23 +34,25 @@ def fill_defaults(args):
     return args
 
 
-def build_dataset(args, split):
-    """The "train" or "test" split of `args.dataset`: items (spectrogram (F, T), frames (3, N, H, W), label).
+def build_dataset(args, split, training=None):
+    """A split of `args.dataset`, "train", "val" or "test": items (spectrogram (F, T), frames (3, N, H, W), label).
+
+    `training=False` reads the training clips as in evaluation, without draws and augmentation.
 
     Raises:
         InputError: a folder or list is missing, empty or wrong.
     """
     args = fill_defaults(args)
     entry = DATASETS[args.dataset]
-    return entry.dataset(args, split, entry.audio, args.num_frame)
+    return entry.dataset(args, split, entry.audio, args.num_frame, training)
 
 
-def build_loader(args, split, device):
-    """A DataLoader over `build_dataset(args, split)`, in random order for training, whole to the last clip.
+def build_loader(args, split, device, training=None):
+    """A DataLoader over `build_dataset(args, split, training)`, in random order for training, whole to the last clip.
 
     The number of workers changes the speed and nothing else. Pinned memory on CUDA.
     """
-    dataset = build_dataset(args, split)
+    dataset = build_dataset(args, split, training)
     workers = args.num_workers
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 16)

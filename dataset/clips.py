@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -144,6 +145,18 @@ def list_frames(folder):
     return [os.path.join(folder, name) for name in names]
 
 
+def hold_out(clips, share, seed):
+    """The ids of `share` of the clips of every class, drawn by seed: at least one clip of a class and never all."""
+    classes = defaultdict(set)
+    for clip in clips:
+        classes[clip.label].add(clip.id)
+    held_out = set()
+    for ids in classes.values():
+        count = min(max(round(share * len(ids)), 1), len(ids) - 1)
+        held_out.update(sorted(ids, key=lambda clip_id: derived_seed(seed, "val", clip_id))[:count])
+    return held_out
+
+
 class ClipDataset(Dataset):
     """Items (spectrogram (F, T), frames (3, N, H, W), label) of one split. A dataset's subclass builds the index only.
 
@@ -151,10 +164,11 @@ class ClipDataset(Dataset):
     evaluation takes N evenly spaced frames and is deterministic.
 
     Args:
-        args: settings (DESIGN section 2): paths, fps, image_size, random_seed.
-        split: "train" or "test".
+        args: settings (DESIGN section 2): paths, fps, image_size, random_seed, val_ratio.
+        split: "train", "test", or "val", the training clips that --val_ratio holds out.
         audio: AudioSettings.
         num_frame: frames per clip, N.
+        training: draw and augment; by default for the split "train".
 
     Attributes:
         clips: the index, a list of Clip.
@@ -166,8 +180,8 @@ class ClipDataset(Dataset):
 
     classes = ()
 
-    def __init__(self, args, split, audio, num_frame):
-        self.training = split == "train"
+    def __init__(self, args, split, audio, num_frame, training=None):
+        self.training = split == "train" if training is None else training
         self.seed, self.audio, self.num_frame = args.random_seed, audio, num_frame
         # shared memory, so that workers that live through the run see the epoch change
         self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -179,7 +193,7 @@ class ClipDataset(Dataset):
         normalisation = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         self.transform = transforms.Compose(augmentation + normalisation)
         self.clips, self.skipped = [], []
-        for clip in self.index(args, split):
+        for clip in self.index(args, "test" if split == "test" else "train"):
             if clip.wav and len(clip.frames) >= num_frame:
                 self.clips.append(clip)
             else:
@@ -189,6 +203,19 @@ class ClipDataset(Dataset):
                 f"{args.dataset} {split}: none of the {len(self.skipped)} clips listed has sound and "
                 f"{num_frame} frame(s); check --audio_path, --visual_path, --split_path, --num_frame"
             )
+        if args.val_ratio and split != "test":
+            held_out = hold_out(self.clips, args.val_ratio, args.random_seed)
+            self.clips = [clip for clip in self.clips if (clip.id in held_out) == (split == "val")]
+            if not self.clips:
+                raise InputError(
+                    f"{args.dataset}: --val_ratio holds out no clip, every class has a single one; add more"
+                )
+
+    def __str__(self):
+        """The number of clips, and of those skipped with the first one's name."""
+        if not self.skipped:
+            return f"{len(self)} clips"
+        return f"{len(self)} clips, {len(self.skipped)} skipped for want of sound or frames, {self.skipped[0]} first"
 
     def index(self, args, split):
         """Yield a Clip per entry of the split's list; `wav` is "" where there is no sound file."""

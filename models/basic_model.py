@@ -28,10 +28,11 @@ class AVClassifier(nn.Module):
         if fusion_method not in FUSION_MODULES:
             raise ValueError(f"fusion_method {fusion_method!r} is none of {', '.join(FUSION_MODULES)}")
         self.modality = modality
+        audio_net, visual_net = ResNet18(in_channels=1), ResNet18(in_channels=3)  # an encoder kept alone begins alike
         if modality != "visual":
-            self.audio_net = ResNet18(in_channels=1)
+            self.audio_net = audio_net
         if modality != "audio":
-            self.visual_net = ResNet18(in_channels=3)
+            self.visual_net = visual_net
         if modality == "full":
             self.fusion_module = FUSION_MODULES[fusion_method](n_classes, FEATURE_DIM)
         else:

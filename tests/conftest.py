@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from utils.errors import run
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -18,6 +20,13 @@ def run_script(script, *arguments, check=True):
     if check:
         assert done.returncode == 0, done.stderr
     return done
+
+
+def run_here(script, *arguments):
+    """Run a script's main in this process, which spares the imports; a refusal raises SystemExit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        run(script.main)
 
 
 def data_flags(root):

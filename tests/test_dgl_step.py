@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from main_dgl import dgl_step, unimodal_step
+from main_dgl import dgl_step
 from models.basic_model import AVClassifier
 from models.fusion_modules import FUSION_MODULES, Fusion_AUXI
 from tests.conftest import ROOT
+from utils.baselines import unimodal_step
 
 ALPHA, CLASSES = 3.0, 5
 

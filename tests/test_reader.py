@@ -27,6 +27,7 @@ def settings(root, **changes):
         "num_frame": None,
         "image_size": 64,
         "random_seed": 0,
+        "val_ratio": None,
         "batch_size": 4,
         "num_workers": 0,
     }

@@ -7,26 +7,30 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 import main_dgl
 import valid
+from dataset import build_dataset
 from models.basic_model import AVClassifier
-from tests.conftest import ROOT, SMALL, data_flags, run_script
-from utils import checkpoint
-from utils.errors import InputError, run
+from tests.conftest import ROOT, SMALL, data_flags, run_here, run_script
+from utils import checkpoint, options
+from utils.errors import InputError
+from utils.evaluation import evaluate
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
+def refused(capsys):
     """Call a script's main as its command line does; it must end with status 2 and one line, which is returned."""
 
     def call(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script.__name__ + ".py", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            run(script.main)
+            run_here(script, *arguments)
         output = capsys.readouterr()
         assert end.value.code == 2
         assert len(output.err.splitlines()) == 1 and "Traceback" not in output.err, output.err
@@ -49,7 +53,7 @@ def test_training_writes_log_and_checkpoints(trained):
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.01, 0.001])  # decays at the epoch given
     assert all(0 <= row[name] <= 1 for row in rows for name in ("fused", "audio", "visual"))
     assert len([line for line in process.stdout.splitlines() if line.startswith("epoch ")]) == 2
-    assert sorted(path.name for path in folder.iterdir()) == ["best.pth", "last.pth", "log.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["best.pth", "last.pth", "log.jsonl", "result.json"]
     saved = torch.load(folder / "last.pth", weights_only=True)
     assert saved["epoch"] == 1 and saved["settings"]["alpha"] == 4.0
     assert set(saved["model"]) == set(AVClassifier(6).state_dict())
@@ -73,7 +77,7 @@ def test_valid_takes_overrides_and_does_not_depend_on_the_batch(trained, corpus,
     flags = ["--dataset", "CREMAD", "--batch_size", 1, "--num_workers", 0, *data_flags(moved)]
     assert accuracies(run_script("valid.py", "--ckpt_path", folder / "best.pth", *flags).stdout) == accuracies(plain)
     (moved / "test.csv").write_text("\n".join((corpus / "test.csv").read_text().splitlines()[:5]))
-    assert "5 test clips" in run_script("valid.py", "--ckpt_path", folder / "best.pth", *data_flags(moved)).stdout
+    assert "test: 5 clips" in run_script("valid.py", "--ckpt_path", folder / "best.pth", *data_flags(moved)).stdout
 
 
 def test_main_without_train_evaluates_best(trained):
@@ -91,6 +95,60 @@ def test_same_seed_same_weights(trained, corpus, tmp_path):
     run_script("main_dgl.py", "--train", *data_flags(corpus), *SMALL, "--num_workers", 0, *flags)
     first, second = (checkpoint.load(path / "last.pth")["model"] for path in (folder, tmp_path))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_result_holds_best_and_last_epoch(trained):
+    folder, process = trained
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    best = max(rows, key=lambda row: row["fused"])  # the first one where several are best
+    for name, row in (("best", best), ("last", rows[-1])):
+        assert result[name] == {key: row[key] for key in ("epoch", "fused", "audio", "visual")}
+        assert f"{name} epoch {row['epoch']}:  fused {row['fused']:.4f}" in process.stdout
+
+
+def test_val_ratio_chooses_on_held_out_clips_and_tests_once(corpus, tmp_path, monkeypatch):
+    evaluated = []
+    monkeypatch.setattr(
+        main_dgl, "evaluate", lambda *arguments: evaluated.append(arguments[1].dataset) or evaluate(*arguments)
+    )
+    flags = [*data_flags(corpus), *SMALL, "--epochs", 3, "--learning_rate", 0.01, "--val_ratio", 0.3]
+    run_here(main_dgl, "--train", *flags, "--num_workers", 0, "--ckpt_path", tmp_path)
+    test_set, val_set = evaluated[-1], evaluated[0]
+    assert [dataset is test_set for dataset in evaluated] == [False] * 3 + [True] * 2
+    assert len(val_set) == 6 and Counter(clip.label for clip in val_set.clips) == dict.fromkeys(range(6), 1)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {row["split"] for row in rows} == {"val"}
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["best"]["epoch"] == max(rows, key=lambda row: row["fused"])["epoch"] and result["chosen_on"] == "val"
+    for name in ("best", "last"):
+        run_here(valid, "--ckpt_path", tmp_path / f"{name}.pth", "--json", tmp_path / "valid.json")
+        validated = json.loads((tmp_path / "valid.json").read_text())
+        assert {key: validated[key] for key in result[name]} == result[name]
+
+
+def test_linear_probe_fits_unaugmented_training_features(trained, corpus, tmp_path):
+    folder, _ = trained
+    run_here(valid, "--ckpt_path", folder / "best.pth", "--linear_probe", "--json", tmp_path / "valid.json")
+    model = AVClassifier(6)
+    model.load_state_dict(checkpoint.load(folder / "best.pth")["model"])
+    model.eval()
+    parser = options.training_parser(["CREMAD"], ["concat"], ["full"])
+    args = parser.parse_args([*map(str, data_flags(corpus)), *map(str, SMALL)])
+    features = {}
+    for split in ("train", "test"):
+        items = list(build_dataset(args, split, training=False))
+        with torch.no_grad():
+            a = torch.cat([model.audio_net(s[None, None]).mean((2, 3)) for s, _, _ in items]).numpy()
+            v = torch.cat([model.visual_net(f.transpose(0, 1)).mean((0, 2, 3))[None] for _, f, _ in items]).numpy()
+        features[split] = {"audio": a, "visual": v, "label": [label for _, _, label in items]}
+    probe = json.loads((tmp_path / "valid.json").read_text())["linear_probe"]
+    for modality in ("audio", "visual"):
+        x, mean = features["train"][modality], features["train"][modality].mean(0)
+        scale = np.where(x.std(0) > 0, x.std(0), 1)
+        classifier = LogisticRegression(max_iter=1000).fit((x - mean) / scale, features["train"]["label"])
+        predicted = classifier.predict((features["test"][modality] - mean) / scale)
+        assert probe[modality] == pytest.approx(np.mean(predicted == features["test"]["label"]))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +254,13 @@ BAD_FLAGS = {
     "decay step": ["--lr_decay_step", "[seventy]"],
     "fusion": ["--fusion_method", "mean"],
     "dataset": ["--dataset", "CREMA-D"],
-    "modulation": ["--modulation", "OGM_GE"],
+    "modulation of dgl": ["--modulation", "OGM_GE"],
+    "ablation of joint": ["--no_mgt", "--method", "joint"],
+    "method of one encoder": ["--modality", "audio", "--method", "joint"],
+    "ablation of one encoder": ["--modality", "visual", "--no_ugt"],
+    "window upside down": ["--modulation_starts", "5", "--modulation_ends", "4"],
+    "ogm_alpha": ["--ogm_alpha", "-0.1"],
+    "all held out": ["--val_ratio", "1"],
     "device": ["--device", "cuda:99"],
     "device's name": ["--device", "gpu"],
     "no such folder": ["--audio_path", "/nonexistent/wav"],

@@ -32,6 +32,14 @@ def positive(text):
     return value
 
 
+def ratio(text):
+    """An argparse type: a number above 0 and below 1."""
+    value = at_least(0, float)(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
 def integers(text):
     """An argparse type: '[70]', '30,60' or '30 60' -> a list of integers of at least 0; '[]' is the empty list."""
     return [at_least(0)(word) for word in text.strip().strip("[]()").replace(",", " ").split()]
@@ -64,6 +72,13 @@ def add_data_flags(parser, datasets):
         metavar="PIXELS",
         help="side of the square frames (default: 224; 64 for small machines)",
     )
+    group.add_argument(
+        "--val_ratio",
+        type=ratio,
+        metavar="R",
+        help="hold out this share of the training clips, stratified and by seed, and choose the best epoch on them "
+        "(default: none held out, the best epoch is chosen on the test set, as in the literature)",
+    )
     group.add_argument("--batch_size", type=at_least(1), default=64, metavar="N", help="clips per batch (default: 64)")
     group.add_argument(
         "--num_workers",
@@ -82,7 +97,9 @@ def add_device_flags(group):
 
 def training_parser(datasets, fusion_methods, modalities):
     """The parser of main_dgl.py; choices are given by the caller, since utils import no dataset and no model."""
-    parser = OneLineParser(description="Train with Disentangled Gradient Learning; without --train, evaluate best.pth.")
+    parser = OneLineParser(
+        description="Train with Disentangled Gradient Learning or a baseline; without --train, evaluate best.pth."
+    )
     add_data_flags(parser, datasets)
 
     group = parser.add_argument_group("model")
@@ -96,7 +113,7 @@ def training_parser(datasets, fusion_methods, modalities):
         "--modality",
         choices=modalities,
         default="full",
-        help="full (default): both encoders with DGL; audio, visual: that encoder alone with a linear classifier",
+        help="full (default): both encoders; audio, visual: that encoder alone with a linear classifier",
     )
 
     group = parser.add_argument_group("optimisation")
@@ -124,26 +141,37 @@ def training_parser(datasets, fusion_methods, modalities):
         help="initial weights, order, crops (default: 0)",
     )
 
-    group = parser.add_argument_group("DGL")
+    group = parser.add_argument_group("method")
+    group.add_argument(
+        "--method",
+        choices=("dgl", "joint"),
+        default="dgl",
+        help="dgl (default); joint: ordinary end-to-end training of the same model, the baseline",
+    )
     group.add_argument(
         "--alpha",
         type=at_least(0, float),
         default=4.0,
-        help="weight of the unimodal losses, the one value to tune: try 1 to 8 (default: 4)",
+        help="DGL: weight of the unimodal losses, the one value to tune: try 1 to 8 (default: 4)",
     )
+    group.add_argument(
+        "--no_mgt", action="store_true", help="ablation of DGL: multimodal gradient reaches the encoders"
+    )
+    group.add_argument("--no_ugt", action="store_true", help="ablation of DGL: unimodal gradient reaches fusion")
     group.add_argument(
         "--modulation",
         choices=("Normal", "OGM", "OGM_GE"),
         default="Normal",
-        help="Normal (default); OGM and OGM_GE modulate a joint gradient, of which DGL leaves none, and are refused",
+        help="with --method joint: modulate the encoders' gradients (Peng et al., CVPR 2022; default: Normal, do not)",
     )
-    for name, default in (("modulation_starts", 0), ("modulation_ends", 50)):
+    group.add_argument("--ogm_alpha", type=at_least(0, float), default=0.1, help="OGM: its strength (default: 0.1)")
+    for name, default, word in (("modulation_starts", 0, "first"), ("modulation_ends", 50, "last")):
         group.add_argument(
             f"--{name}",
             type=at_least(0),
             default=default,
             metavar="EPOCH",
-            help="taken from the authors' commands with a warning: it bounds OGM, not Normal",
+            help=f"OGM: {word} epoch, counted from 0, that is modulated (default: {default})",
         )
 
     group = parser.add_argument_group("run")
@@ -152,7 +180,7 @@ def training_parser(datasets, fusion_methods, modalities):
         "--ckpt_path",
         default="ckpt",
         metavar="DIR",
-        help="folder for best.pth, last.pth and log.jsonl (default: ckpt)",
+        help="folder for best.pth, last.pth, log.jsonl and result.json (default: ckpt)",
     )
     add_device_flags(group)
     group.add_argument("--use_tensorboard", action="store_true", help="write losses and accuracies for TensorBoard")
@@ -167,7 +195,14 @@ def validation_parser(datasets):
     )
     parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="best.pth or last.pth of a run")
     add_data_flags(parser, datasets)
-    add_device_flags(parser.add_argument_group("run"))
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--linear_probe",
+        action="store_true",
+        help="also fit a linear classifier on each frozen encoder's training features and report its test accuracy",
+    )
+    group.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+    add_device_flags(group)
     return parser
 
 

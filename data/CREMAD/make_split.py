@@ -6,7 +6,6 @@ Stratified by emotion, or with --by_actor no actor on both sides. The authors' o
 under the same names instead.
 """
 
-import argparse
 import random
 import sys
 from collections import defaultdict
@@ -16,15 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dataset.cremad import CREMAD
 from utils.errors import InputError, OneLineParser, run
-from utils.options import at_least
-
-
-def ratio(text):
-    """An argparse type: a number above 0 and below 1."""
-    value = at_least(0, float)(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+from utils.options import at_least, ratio
 
 
 def parse_id(clip_id):

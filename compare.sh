@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# DGL beside its baselines: methods x alphas x seeds on one dataset, then a table and pictures of mean and deviation.
+# Everything but the training rule is the same: data, encoders, initial weights, schedule, evaluation.
+# Hardware:  as the dataset's own script.
+# Time:      the demo's 15 runs: see README.md.
+# Writes:    $out/comparison.md, .csv, curves.png and, with several alphas, alpha.png; a folder per run beside them.
+# Finished runs are not repeated: interrupt it, or add a seed, and start it again.
+# Flags given here go to every training run and win:
+#   bash compare.sh                                             # the demo
+#   dataset=CREMAD seeds=0 alphas='1 2 4 8' bash compare.sh --epochs 50
+set -euo pipefail
+cd "$(dirname "$0")"
+source utils/environment.sh
+ensure_packages
+
+dataset=${dataset:-demo}                               # demo, or a name that --dataset takes
+methods=${methods:-"audio visual joint OGM_GE dgl"}    # also: OGM, no_mgt, no_ugt, no_mgt+no_ugt
+alphas=${alphas:-4}                                    # for dgl and its ablations
+seeds=${seeds:-"0 1 2"}
+out=${out:-ckpt/compare/$dataset}
+
+if [ "$dataset" = demo ]; then
+  bash data/demo/make_demo.sh
+  root=train_test_data/demo/CREMA-D
+  flags=(--dataset CREMAD --audio_path "$root/AudioWAV" --visual_path "$root" --split_path "$root"
+    --image_size 64 --batch_size 8 --epochs 5 --learning_rate 0.002 --lr_decay_step '[4]')
+else
+  flags=(--dataset "$dataset" --epochs 100 --batch_size 64 --learning_rate 0.002 --lr_decay_step '[70]')
+fi
+
+compare() { # name of the run, flags of its method
+  local run=$out/$1 command
+  shift
+  command="main_dgl.py --train ${flags[*]} $*"
+  if [ -e "$run/command" ] && [ "$(cat "$run/command")" != "$command" ]; then
+    echo "error: $run: holds a run with other flags; remove it, or choose another folder with out=" >&2
+    exit 2
+  fi
+  if [ ! -e "$run/result.json" ]; then
+    echo "== $run"
+    mkdir -p "$run"
+    echo "$command" >"$run/command"
+    "$PYTHON" main_dgl.py --train "${flags[@]}" "$@" --ckpt_path "$run"
+  fi
+  for name in best last; do
+    [ -e "$run/$name.json" ] ||
+      "$PYTHON" valid.py --ckpt_path "$run/$name.pth" --linear_probe --json "$run/$name.json" | grep 'linear probe'
+  done
+}
+
+flags+=("$@")
+for seed in $seeds; do
+  for method in $methods; do
+    case $method in
+      audio | visual) compare "$method-seed$seed" --random_seed "$seed" --modality "$method" ;;
+      joint) compare "joint-seed$seed" --random_seed "$seed" --method joint ;;
+      OGM | OGM_GE) compare "$method-seed$seed" --random_seed "$seed" --method joint --modulation "$method" ;;
+      dgl) for alpha in $alphas; do compare "dgl-alpha$alpha-seed$seed" --random_seed "$seed" --alpha "$alpha"; done ;;
+      no_mgt | no_ugt | no_mgt+no_ugt)
+        ablations=(--${method//+/ --})
+        for alpha in $alphas; do
+          compare "$method-alpha$alpha-seed$seed" --random_seed "$seed" --alpha "$alpha" ${ablations[@]}
+        done
+        ;;
+      *)
+        echo "error: methods: '$method' is none of audio visual joint OGM OGM_GE dgl no_mgt no_ugt no_mgt+no_ugt" >&2
+        exit 2
+        ;;
+    esac
+  done
+done
+"$PYTHON" -m utils.comparison "$out"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The demo's corpus, from nothing to frames and lists: 240 clips under train_test_data/demo/CREMA-D, half a minute.
+# What is there already is kept.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+source utils/environment.sh
+ensure_packages
+root=train_test_data/demo/CREMA-D
+
+echo "== make clips in CREMA-D's raw form"
+"$PYTHON" data/demo/make_clips.py --root "$root"
+echo "== extract frames"
+"$PYTHON" data/CREMAD/video_preprocessing.py --root "$root"
+echo "== split"
+"$PYTHON" data/CREMAD/make_split.py --root "$root" --split_path "$root" --test_ratio 0.25
