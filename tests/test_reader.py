@@ -128,3 +128,21 @@ def test_lists_with_byte_order_mark_and_windows_line_ends(corpus, tmp_path):
     (tmp_path / "test.csv").write_bytes(b"\xef\xbb\xbf" + listed.replace("\n", "\r\n").encode() + b"\r\n")
     plain = build_dataset(settings(corpus), "test")
     assert build_dataset(settings(corpus, split_path=str(tmp_path)), "test").clips == plain.clips
+
+
+def test_held_out_clips_are_stratified_and_follow_the_seed(corpus):
+    whole = {clip.id for clip in build_dataset(settings(corpus), "train").clips}
+    held_out = []
+    for seed in (0, 0, 1):
+        args = settings(corpus, val_ratio=0.4, random_seed=seed)
+        train, val = (build_dataset(args, split) for split in ("train", "val"))
+        ids = {clip.id for clip in val.clips}
+        assert ids | {clip.id for clip in train.clips} == whole and len(train) + len(val) == len(whole)
+        assert sorted(clip.label for clip in val.clips) == list(range(6))  # of three clips of a class, one
+        assert train.training and not val.training
+        held_out.append(ids)
+    assert held_out[0] == held_out[1] != held_out[2]
+    args = settings(corpus, val_ratio=0.001)
+    assert len(build_dataset(args, "val")) == 6, "every class keeps one clip at least"
+    assert len(build_dataset(args, "test")) == 6
+    assert len(build_dataset(settings(corpus, val_ratio=0.99), "train")) == 6

@@ -1,0 +1,126 @@
+"""compare.sh and its table: figures against numpy, finished runs kept, interruption without effect on the table."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, SMALL, data_flags, run_here
+from utils import comparison
+
+SETTINGS = {"modality": "full", "method": "dgl", "modulation": "Normal", "alpha": 4.0, "no_mgt": False, "no_ugt": False}
+
+
+def write_run(folder, rng, **settings):
+    """A finished run of three epochs with random figures; returns those of its best epoch."""
+    folder.mkdir(parents=True)
+    lacks = {"audio": "visual", "visual": "audio"}.get(settings.get("modality"))
+    figures = []
+    for _ in range(3):
+        accuracies = {name: None if name == lacks else rng.random() for name in ("fused", "audio", "visual")}
+        figures.append(
+            accuracies | {"linear_probe": {m: None if m == lacks else rng.random() for m in ("audio", "visual")}}
+        )
+    (folder / "log.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in figures))
+    (folder / "best.json").write_text(json.dumps(figures[1]))
+    (folder / "last.json").write_text(json.dumps(figures[2]))
+    (folder / "result.json").write_text(json.dumps({"settings": SETTINGS | settings}))
+    return figures[1]
+
+
+def test_table_and_pictures(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    dgl = [write_run(tmp_path / f"dgl-4-{seed}", rng) for seed in range(3)]
+    write_run(tmp_path / "dgl-1-0", rng, alpha=1.0)
+    write_run(tmp_path / "ge", rng, method="joint", modulation="OGM_GE")
+    write_run(tmp_path / "ablation", rng, no_mgt=True)
+    audio = write_run(tmp_path / "audio", rng, modality="audio")
+    (tmp_path / "unfinished").mkdir()
+    run_here(comparison, tmp_path)
+
+    with open(tmp_path / "comparison.csv", newline="") as file:
+        rows = {(row["method"], row["alpha"], row["epoch"]): row for row in csv.DictReader(file)}
+    methods = [("OGM-GE", ""), ("audio alone", ""), ("DGL", "1.0"), ("DGL", "4.0"), ("DGL -MGT", "4.0")]
+    assert list(rows) == [(*method, epoch) for method in methods for epoch in ("best", "last")]
+    row = rows["DGL", "4.0", "best"]
+    for column in ("fused", "audio", "visual"):
+        values = [figures[column] for figures in dgl]
+        assert float(row[column]) == pytest.approx(np.mean(values))
+        assert float(row[f"{column} std"]) == pytest.approx(np.std(values, ddof=1))
+    probes = [figures["linear_probe"]["visual"] for figures in dgl]
+    assert float(row["probe visual"]) == pytest.approx(np.mean(probes))
+    assert rows["audio alone", "", "best"]["visual"] == "" and rows["DGL", "1.0", "best"]["fused std"] == ""
+
+    table = (tmp_path / "comparison.md").read_text()
+    assert table in capsys.readouterr().out
+    assert f"| audio alone | - | 1 | best | {100 * audio['fused']:.1f} |" in table
+    values = 100 * np.array([figures["fused"] for figures in dgl])
+    assert f"| DGL | 4 | 3 | best | {values.mean():.1f} ± {values.std(ddof=1):.1f} |" in table
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+    for name in ("curves.png", "alpha.png"):
+        assert cv2.imread(str(tmp_path / name)).std() > 5  # not blank
+
+
+def test_no_alpha_picture_of_a_single_alpha(tmp_path):
+    write_run(tmp_path / "dgl", np.random.default_rng(0))
+    run_here(comparison, tmp_path)
+    assert (tmp_path / "curves.png").exists() and not (tmp_path / "alpha.png").exists()
+
+
+@pytest.mark.parametrize("damage", ["no run", "no figures", "half a figure"])
+def test_bad_folders_are_one_line(tmp_path, capsys, damage):
+    if damage != "no run":
+        write_run(tmp_path / "run", np.random.default_rng(0))
+        (tmp_path / "run" / "best.json").unlink() if damage == "no figures" else None
+        (tmp_path / "run" / "last.json").write_text('{"fused": 0.')
+    with pytest.raises(SystemExit) as end:
+        run_here(comparison, tmp_path)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and len(error.splitlines()) == 1 and "compare.sh" in error
+
+
+def test_interrupted_and_run_again_it_ends_with_the_same_table(corpus, tmp_path):
+    flags = [*data_flags(corpus), *SMALL, "--epochs", 2, "--learning_rate", 0.01]
+    environment = os.environ | {
+        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+        "dataset": "CREMAD",
+        "methods": "visual",
+        "seeds": "0",
+    }
+
+    def start(out, *more):
+        return subprocess.Popen(
+            ["bash", ROOT / "compare.sh", *map(str, flags), *more],
+            env=environment | {"out": str(out)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    interrupted, whole = tmp_path / "interrupted", tmp_path / "whole"
+    process = start(interrupted)
+    log, result = (interrupted / "visual-seed0" / name for name in ("log.jsonl", "result.json"))
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)  # between the first epoch and the second
+    process.communicate()
+    assert not result.exists()
+    for out in (interrupted, whole):
+        output, _ = start(out).communicate()
+        assert "| visual alone | - | 1 | best | " in output
+    for name in ("comparison.md", "comparison.csv"):
+        assert (interrupted / name).read_bytes() == (whole / name).read_bytes()
+
+    finished = result.stat().st_mtime_ns
+    output, _ = start(interrupted).communicate()
+    assert "epoch" not in output.replace("| epoch |", "") and result.stat().st_mtime_ns == finished
+    process = start(interrupted, "--batch_size", "4")
+    assert "other flags" in process.communicate()[0] and process.returncode == 2
