@@ -4,7 +4,7 @@
 # Hardware:  as the dataset's own script.
 # Time:      the demo's 15 runs: see README.md.
 # Writes:    $out/comparison.md, .csv, curves.png and, with several alphas, alpha.png; a folder per run beside them.
-# Finished runs are not repeated: interrupt it, or add a seed, and start it again.
+# Finished runs are not repeated, others go on where they stopped: interrupt it, or add a seed, and start it again.
 # Flags given here go to every training run and win:
 #   bash compare.sh                                             # the demo
 #   dataset=CREMAD seeds=0 alphas='1 2 4 8' bash compare.sh --epochs 50
@@ -40,7 +40,7 @@ compare() { # name of the run, flags of its method
     echo "== $run"
     mkdir -p "$run"
     echo "$command" >"$run/command"
-    "$PYTHON" main_dgl.py --train "${flags[@]}" "$@" --ckpt_path "$run"
+    "$PYTHON" main_dgl.py --train --resume "${flags[@]}" "$@" --ckpt_path "$run"
   fi
   for name in best last; do
     [ -e "$run/$name.json" ] ||

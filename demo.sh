@@ -12,7 +12,7 @@ bash data/demo/make_demo.sh
 echo "== train with DGL"
 "$PYTHON" main_dgl.py --train --dataset CREMAD --audio_path "$root/AudioWAV" --visual_path "$root" \
   --split_path "$root" --image_size 64 --batch_size 8 --epochs 5 --learning_rate 0.002 --lr_decay_step '[4]' \
-  --alpha 4 --ckpt_path ckpt/demo
+  --alpha 4 --ckpt_path ckpt/demo --resume
 echo "== validate the best epoch"
 "$PYTHON" valid.py --ckpt_path ckpt/demo/best.pth
 

@@ -25,9 +25,10 @@ from utils import checkpoint, options
 from utils.baselines import ablation_step, joint_step, unimodal_step
 from utils.batchnorm import refresh_batchnorm
 from utils.device import choose_device
-from utils.errors import InputError, run
+from utils.errors import InputError, Interrupted, run
 from utils.evaluation import BRANCHES, evaluate
-from utils.files import write_json
+from utils.files import exclusive, write_json, write_text
+from utils.interruption import Interruption
 from valid import validate
 
 BATCHNORM_CLIPS = 256  # clips over which BatchNorm's statistics are averaged before an evaluation
@@ -79,26 +80,61 @@ def choose_step(args, epoch):
     return partial(dgl_step, alpha=args.alpha)
 
 
-def train_epoch(model, loader, optimizer, device, args):
-    """One epoch of steps -> mean (loss, loss_a, loss_v) per clip, floats. Leaves fresh BatchNorm statistics."""
+def train_epoch(model, loader, optimizer, device, args, progress, interruption):
+    """Train from step `progress["step"]` to the end of the epoch; leave fresh BatchNorm statistics.
+
+    `progress` is kept up to date after each step, {"epoch", "step": steps done, "total": losses summed over clips
+    (3,)}, so that it can be saved with the model when `interruption` raises Interrupted, between two steps.
+
+    Returns:
+        {"loss": .., "loss_a": .., "loss_v": ..}, means per clip; None for a modality that the model lacks.
+
+    Raises:
+        InputError: a loss is not finite.
+    """
     model.train()
-    step = choose_step(args, loader.dataset.epoch)
-    torch.manual_seed(derived_seed(args.random_seed, loader.dataset.epoch, "noise"))  # drawn by OGM-GE
-    total = torch.zeros(3, device=device)
+    epoch, done = progress["epoch"], progress["step"]
+    step = choose_step(args, epoch)
     recent = deque(maxlen=-(-BATCHNORM_CLIPS // args.batch_size))
-    progress = tqdm(loader, f"epoch {loader.dataset.epoch}", unit="step", leave=False, disable=not sys.stderr.isatty())
-    for spectrogram, frames, label in progress:
+    first = max(0, done - recent.maxlen - 1)  # batches before step `done` are read again for BatchNorm alone
+    loader.dataset.set_epoch(epoch)
+    loader.sampler.start = first * args.batch_size
+    batches = tqdm(
+        interruption.watch(loader), f"epoch {epoch}", len(loader), initial=first, unit="step", leave=False,
+        disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    pending = None  # the previous step's losses, so that a GPU has the next step's work when it is asked for them
+    for number, (spectrogram, frames, label) in enumerate(batches, start=first):
         spectrogram = spectrogram.to(device, non_blocking=True).unsqueeze(1)
         frames, label = frames.to(device, non_blocking=True), label.to(device, non_blocking=True)
-        optimizer.zero_grad()
-        losses = step(model, spectrogram, frames, label)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
-        optimizer.step()
-        total += torch.stack(losses) * len(label)
         if len(label) == args.batch_size:
             recent.append((spectrogram, frames))
+        if number < done:
+            continue
+        torch.manual_seed(derived_seed(args.random_seed, epoch, "noise", number))  # drawn by OGM-GE
+        optimizer.zero_grad()
+        losses = torch.stack(step(model, spectrogram, frames, label))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
+        optimizer.step()
+        refuse_non_finite(pending, loader, args, progress)
+        pending = losses
+        progress["step"], progress["total"] = number + 1, progress["total"].to(device) + losses * len(label)
+    refuse_non_finite(pending, loader, args, progress)
     refresh_batchnorm(model, recent)
-    return (total / len(loader.dataset)).tolist()
+    means = (progress["total"] / len(loader.dataset)).tolist()
+    return {n: None if x != x else x for n, x in zip(("loss", "loss_a", "loss_v"), means, strict=True)}  # NaN: lacks it
+
+
+def refuse_non_finite(losses, loader, args, progress):
+    """Raise InputError if the losses (3,) of step `progress["step"] - 1`, None before the first, are not finite."""
+    if losses is None or losses[: 3 if args.modality == "full" else 1].isfinite().all():
+        return
+    number = progress["step"] - 1
+    ids = [loader.dataset.clips[i].id for i in loader.sampler.order()[number * args.batch_size :][: args.batch_size]]
+    raise InputError(
+        f"loss not finite in epoch {progress['epoch']}, step {number}: lower --learning_rate, or look at its clips; "
+        f"the checkpoints in {args.ckpt_path} are of before; clips {', '.join(ids)}"
+    )
 
 
 def build_optimizer(model, args):
@@ -114,7 +150,7 @@ def build_optimizer(model, args):
 
 
 def train(args):
-    """Train for args.epochs epochs; write best.pth, last.pth, log.jsonl and result.json into args.ckpt_path.
+    """Train until args.epochs epochs are done; write best.pth, last.pth, log.jsonl and result.json into args.ckpt_path.
 
     The best epoch is chosen on the test set, as the literature does, or with args.val_ratio on the training clips that
     it holds out; then the test set is seen once, after the last epoch.
@@ -129,76 +165,91 @@ def train(args):
     model = AVClassifier(DATASETS[args.dataset].n_classes, args.fusion_method, args.modality)
     model.to(device, memory_format=torch.channels_last)  # 1.6 times as fast on the CPU
     optimizer, scheduler = build_optimizer(model, args)
+    state = {"log": [], "progress": start_of(0)}  # with model, optimiser and schedule all that a run is
+    best_path, last_path, log_path, result_path = (
+        os.path.join(args.ckpt_path, name) for name in ("best.pth", "last.pth", "log.jsonl", "result.json")
+    )
 
-    log_path, result_path = (os.path.join(args.ckpt_path, name) for name in ("log.jsonl", "result.json"))
-    try:
-        os.makedirs(args.ckpt_path, exist_ok=True)
-        with open(log_path, "w"):
-            pass  # a new run begins a new log
+    def save(path):
+        epoch = state["log"][-1]["epoch"] if state["log"] else None
+        schedules = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+        checkpoint.save(path, model, vars(args), epoch=epoch, **schedules, **state)
+
+    with exclusive(args.ckpt_path, "--ckpt_path"):
+        if os.path.exists(last_path):
+            if not args.resume:
+                raise InputError(
+                    f"{last_path}: a run is there; --resume goes on with it, or choose another --ckpt_path"
+                )
+            state = checkpoint.resume(last_path, vars(args), model, optimizer, scheduler)
+            print(f"resuming in epoch {state['progress']['epoch']} after {state['progress']['step']} steps")
+        write_log(log_path, state["log"])
         if os.path.exists(result_path):
             os.remove(result_path)
-    except OSError as error:
-        raise InputError(f"{args.ckpt_path}: {error.strerror}; choose another --ckpt_path") from None
-    board = None
-    if args.use_tensorboard:
-        from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only on demand
-
-        board = SummaryWriter(args.tensorboard_path or os.path.join(args.ckpt_path, "tensorboard"))
-
-    print(f"training on {device}, {len(loaders['train'])} steps an epoch, checkpoints in {args.ckpt_path}")
-    best = {"fused": -1.0}
-    for epoch in range(args.epochs):
-        start = time.perf_counter()
-        loaders["train"].dataset.set_epoch(epoch)
-        learning_rate = scheduler.get_last_lr()[0]
-        loss, loss_a, loss_v = train_epoch(model, loaders["train"], optimizer, device, args)
-        scheduler.step()
-        accuracies, _ = evaluate(model, loaders[chosen_on], device)
-
-        last = {"epoch": epoch, **accuracies}
-        improved = accuracies["fused"] > best["fused"]
-        best = last if improved else best
-        state = {
-            "epoch": epoch,
-            "accuracy": accuracies,
-            "best": best["fused"],
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-        }
-        for name in ("last", "best") if improved else ("last",):
-            checkpoint.save(os.path.join(args.ckpt_path, f"{name}.pth"), model, vars(args), **state)
-
-        losses = {"loss": loss, "loss_a": loss_a, "loss_v": loss_v}
-        losses = {name: None if value != value else value for name, value in losses.items()}  # JSON knows no NaN
-        row = {
-            "epoch": epoch,
-            "learning_rate": learning_rate,
-            **losses,
-            "split": chosen_on,
-            **accuracies,
-            "best": best["fused"],
-            "seconds": time.perf_counter() - start,
-        }
-        with open(log_path, "a") as log:
-            print(json.dumps(row), file=log)
-        print(summary(row, args.epochs), flush=True)
+        board = open_board(args, state["progress"]["epoch"]) if args.use_tensorboard else None
+        print(f"training on {device}, {len(loaders['train'])} steps an epoch, checkpoints in {args.ckpt_path}")
+        try:
+            with Interruption() as interruption:
+                while state["progress"]["epoch"] < args.epochs:
+                    start, progress = time.perf_counter(), state["progress"]
+                    losses = train_epoch(model, loaders["train"], optimizer, device, args, progress, interruption)
+                    accuracies, _ = evaluate(model, interruption.watch(loaders[chosen_on]), device)
+                    row = {"epoch": progress["epoch"], "learning_rate": scheduler.get_last_lr()[0], **losses}
+                    row |= {"split": chosen_on, **accuracies, "seconds": time.perf_counter() - start}
+                    scheduler.step()
+                    state = {"log": [*state["log"], row], "progress": start_of(progress["epoch"] + 1)}
+                    if best_of(state["log"]) is row:
+                        save(best_path)
+                    save(last_path)
+                    write_log(log_path, state["log"])
+                    print(summary(state["log"], args.epochs), flush=True)
+                    if board:
+                        write_scalars(board, row)
+        except Interrupted as stopped:
+            save(last_path)
+            where = f"epoch {state['progress']['epoch']} after {state['progress']['step']} steps"
+            message = f"interrupted in {where}, saved; the same command with --resume goes on from there"
+            raise Interrupted(stopped.number, message) from None
         if board:
-            for name, value in row.items():
-                if name not in ("epoch", "split") and value is not None:
-                    board.add_scalar(name, value, epoch)
-    if board:
-        board.close()
+            board.close()
 
-    if chosen_on != "test":
-        accuracies, _ = evaluate(model, loaders["test"], device)
-        last = {"epoch": epoch, **accuracies}
-        model.load_state_dict(checkpoint.load(os.path.join(args.ckpt_path, "best.pth"))["model"])
-        accuracies, _ = evaluate(model, loaders["test"], device)
-        best = {"epoch": best["epoch"], **accuracies}
-    for name, result in (("best", best), ("last", last)):
-        print(f"test accuracy, {name} epoch {result['epoch']}:  {show(result, BRANCHES)}")
-    write_json(result_path, {"best": best, "last": last, "chosen_on": chosen_on, "settings": vars(args)})
-    print(f"validate with: python valid.py --ckpt_path {args.ckpt_path}/best.pth")
+        best, last = best_of(state["log"]), state["log"][-1]
+        if chosen_on != "test":
+            last = last | evaluate(model, loaders["test"], device)[0]
+            model.load_state_dict(checkpoint.load(best_path)["model"])
+            best = best | evaluate(model, loaders["test"], device)[0]
+        result = {name: {k: row[k] for k in ("epoch", *BRANCHES)} for name, row in (("best", best), ("last", last))}
+        for name, row in result.items():
+            print(f"test accuracy, {name} epoch {row['epoch']}:  {show(row, BRANCHES)}")
+        write_json(result_path, {**result, "chosen_on": chosen_on, "settings": vars(args)})
+    print(f"validate with: python valid.py --ckpt_path {best_path}")
+
+
+def start_of(epoch):
+    """The progress of an epoch of which no step is done yet: see `train_epoch`."""
+    return {"epoch": epoch, "step": 0, "total": torch.zeros(3)}
+
+
+def best_of(log):
+    """The row of the best epoch, the first one where several are best."""
+    return max(log, key=lambda row: row["fused"])
+
+
+def write_log(path, log):
+    write_text(path, "".join(json.dumps(row) + "\n" for row in log))
+
+
+def open_board(args, epoch):
+    """TensorBoard's writer; what an interrupted run wrote of `epoch` and later is left out."""
+    from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only on demand
+
+    return SummaryWriter(args.tensorboard_path or os.path.join(args.ckpt_path, "tensorboard"), purge_step=epoch)
+
+
+def write_scalars(board, row):
+    for name, value in row.items():
+        if name not in ("epoch", "split") and value is not None:
+            board.add_scalar(name, value, row["epoch"])
 
 
 def show(values, names):
@@ -206,11 +257,12 @@ def show(values, names):
     return "  ".join(f"{name} {'  -   ' if values[name] is None else f'{values[name]:.4f}'}" for name in names)
 
 
-def summary(row, epochs):
-    """One epoch's log row as a line for the terminal."""
+def summary(log, epochs):
+    """The last row of the log as a line for the terminal."""
+    row, best = log[-1], best_of(log)
     return (
         f"epoch {row['epoch']:{len(str(epochs))}d}  {show(row, ('loss', 'loss_a', 'loss_v'))}"
-        f"  {row['split']} accuracy: {show(row, (*BRANCHES, 'best'))}  {row['seconds']:.0f} s"
+        f"  {row['split']} accuracy: {show(row, BRANCHES)}  best {best['fused']:.4f}  {row['seconds']:.0f} s"
     )
 
 

@@ -1,12 +1,14 @@
 """The table of datasets, and the builders that the scripts call. A new dataset is an index file and a row here."""
 
 import os
+import signal
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 
 from dataset.clips import AudioSettings, ClipDataset, EpochSampler
 from dataset.cremad import CREMAD
+from utils.interruption import Interruption
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ def build_dataset(args, split, training=None):
     return entry.dataset(args, split, entry.audio, args.num_frame, training)
 
 
+def ignore_signals(_):
+    """Leave SIGINT and SIGTERM, which a terminal or a cluster sends to every process, to the one that trains."""
+    for number in Interruption.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def build_loader(args, split, device, training=None):
     """A DataLoader over `build_dataset(args, split, training)`, in random order for training, whole to the last clip.
 
@@ -62,5 +70,6 @@ def build_loader(args, split, device, training=None):
         sampler=EpochSampler(dataset) if dataset.training else None,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
     )

@@ -249,14 +249,18 @@ class ClipDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """Every clip once, in an order that is a function of (seed, epoch) alone."""
+    """Every clip once, in an order that is a function of (seed, epoch) alone, beginning at position `start`."""
 
     def __init__(self, dataset):
-        self.dataset = dataset
+        self.dataset, self.start = dataset, 0
+
+    def order(self):
+        """The epoch's order, numbers of clips."""
+        generator = torch.Generator().manual_seed(derived_seed(self.dataset.seed, self.dataset.epoch, "order"))
+        return torch.randperm(len(self.dataset), generator=generator).tolist()
 
     def __len__(self):
         return len(self.dataset)
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(derived_seed(self.dataset.seed, self.dataset.epoch, "order"))
-        return iter(torch.randperm(len(self), generator=generator).tolist())
+        return iter(self.order()[self.start :])

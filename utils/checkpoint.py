@@ -7,6 +7,13 @@ import warnings
 import torch
 
 from utils.errors import InputError
+from utils.files import replacing
+
+# Settings that a resumed run may change: how long, where, and on what machine it runs.
+FREE_SETTINGS = {
+    "epochs", "audio_path", "visual_path", "split_path", "num_workers", "train", "resume", "ckpt_path", "device",
+    "gpu_ids", "use_tensorboard", "tensorboard_path",
+}  # fmt: skip
 
 
 def save(path, model, settings, **state):
@@ -15,14 +22,43 @@ def save(path, model, settings, **state):
     Raises:
         InputError: the file cannot be written; an older checkpoint at `path` is left as it was.
     """
-    partial = f"{path}.partial"
     try:
-        torch.save({"model": model.state_dict(), "settings": settings, **state}, partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        if os.path.exists(partial):
-            os.remove(partial)
-        raise InputError(f"{path}: cannot be written ({first_line(error)}); free space or change --ckpt_path") from None
+        with replacing(path) as file:
+            torch.save({"model": model.state_dict(), "settings": settings, **state}, file)
+    except RuntimeError as error:  # of torch's own writer, when the disk is full
+        raise InputError(
+            f"{path}: cannot be written ({first_line(error)}); free space or choose another folder"
+        ) from None
+
+
+def resume(path, settings, model, optimizer, scheduler):
+    """Put model, optimiser and schedule into the state saved at `path` and return the checkpoint.
+
+    Args:
+        path: last.pth of a run of main_dgl.py.
+        settings: those of the run that resumes; they are the checkpoint's, FREE_SETTINGS aside.
+        model, optimizer, scheduler: as the run built them; changed in place.
+
+    Raises:
+        InputError: `path` is no checkpoint of main_dgl.py, or was made with other settings, which are named.
+    """
+    saved = load(path)
+    if saved["authors"] or not {"optimizer", "scheduler", "progress", "log"} <= saved.keys():
+        raise InputError(f"{path}: not the last.pth of a run, so --resume cannot go on; choose another --ckpt_path")
+    before = saved["settings"]
+    for name in sorted((settings.keys() | before.keys()) - FREE_SETTINGS):
+        if settings.get(name) != before.get(name):
+            raise InputError(
+                f"--{name} {settings.get(name)}: {path} was made with {before.get(name)}; "
+                "give the same again, or choose another --ckpt_path"
+            )
+    try:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: does not fit this run ({first_line(error)}); choose another --ckpt_path") from None
+    return saved
 
 
 def load(path):
@@ -54,7 +90,7 @@ def load(path):
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise InputError(f"{path}: not a checkpoint of this project (no model in it); give best.pth of a run")
     authors = "settings" not in checkpoint
-    if not authors and not isinstance(checkpoint["settings"], dict):
+    if not isinstance(checkpoint.get("settings", {}), dict):
         raise InputError(f"{path}: not a checkpoint of this project (no settings in it); give best.pth of a run")
     if authors:
         weights = {name.removeprefix("module."): value for name, value in weights.items()}

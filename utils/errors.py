@@ -8,6 +8,14 @@ class InputError(Exception):
     """A bad flag, file or folder. The message is one line that names it and the remedy."""
 
 
+class Interrupted(Exception):
+    """A run that a signal ended between two steps. `number` is the signal's, the message says how to go on."""
+
+    def __init__(self, number, message=""):
+        super().__init__(message)
+        self.number = number
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line (argparse prints its whole usage first); flags are typed in full."""
 
@@ -27,6 +35,9 @@ def run(main):
         message = str(error).strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as interruption:
+        print(interruption, file=sys.stderr)
+        sys.exit(128 + interruption.number)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

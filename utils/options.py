@@ -177,6 +177,11 @@ def training_parser(datasets, fusion_methods, modalities):
     group = parser.add_argument_group("run")
     group.add_argument("--train", action="store_true", help="train; without it, evaluate CKPT_PATH/best.pth")
     group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in CKPT_PATH, to the very bits of an uninterrupted one; start it where there is none",
+    )
+    group.add_argument(
         "--ckpt_path",
         default="ckpt",
         metavar="DIR",

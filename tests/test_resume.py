@@ -1,0 +1,145 @@
+"""Runs that are interrupted, killed or broken: resumed to the very bits, saved whole or not at all, one to a folder."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import main_dgl
+from tests.conftest import ROOT, SMALL, data_flags, run_here
+from tests.torture import assert_same_run
+from utils import checkpoint
+from utils.baselines import joint_step
+from utils.errors import InputError
+from utils.files import exclusive
+
+TRAINED = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01]  # the flags of the fixture `trained`
+
+
+def interrupt_at(monkeypatch, name, call, action):
+    """Replace a function of main_dgl by one that does `action` before its `call`-th call, counted from 0."""
+    function, calls = getattr(main_dgl, name), []
+
+    def replacement(*arguments, **keywords):
+        calls.append(None)
+        if len(calls) == call + 1:
+            action()
+        return function(*arguments, **keywords)
+
+    monkeypatch.setattr(main_dgl, name, replacement)
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "number", "where"),
+    [
+        ("dgl_step", 1, signal.SIGTERM, "epoch 0 after 2 steps"),
+        ("dgl_step", 4, signal.SIGINT, "epoch 1 after 2 steps"),
+        ("evaluate", 1, signal.SIGTERM, "epoch 1 after 3 steps"),
+    ],
+)
+def test_an_interrupted_run_is_saved_and_resumed_to_the_very_bits(
+    trained, corpus, tmp_path, capsys, monkeypatch, name, call, number, where
+):
+    command = ["--train", *data_flags(corpus), *SMALL, *TRAINED, "--num_workers", 0, "--ckpt_path", tmp_path]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        interrupt_at(patch, name, call, lambda: os.kill(os.getpid(), number))
+        run_here(main_dgl, *command)
+    assert end.value.code == 128 + number
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and where in error and "--resume" in error
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # handed back
+    run_here(main_dgl, *command, "--resume")
+    assert_same_run(trained[0], tmp_path)
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    code = "import os, signal\nfrom utils.interruption import Interruption\nwith Interruption():\n" + 2 * (
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print('alive', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM and done.stdout == "alive\n"
+
+
+def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(trained, corpus, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    moved = tmp_path / "moved"
+    shutil.copytree(corpus, moved)
+    command = ["--train", *data_flags(moved), *SMALL, *TRAINED, "--ckpt_path", folder]
+    before = (folder / "last.pth").read_bytes()
+    for flags, words in (
+        ([], ["a run is there", "--resume"]),
+        (["--resume", "--alpha", 5], ["--alpha 5.0", "4.0"]),
+        (["--resume", "--optimizer", "Adam"], ["--optimizer Adam", "sgd"]),
+        (["--resume", "--fusion_method", "gated"], ["--fusion_method gated", "concat"]),
+        (["--resume", "--lr_decay_step", "[2]"], ["--lr_decay_step"]),
+    ):
+        with pytest.raises(SystemExit) as end:
+            run_here(main_dgl, *command, *flags)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and len(error.splitlines()) == 1 and all(word in error for word in words), error
+    assert (folder / "last.pth").read_bytes() == before
+    run_here(main_dgl, *command, "--resume", "--epochs", 3, "--num_workers", 0)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    first = [json.loads(line) for line in (trained[0] / "log.jsonl").read_text().splitlines()]
+    assert rows[:2] == first
+
+
+def test_killed_runs_resume_to_the_very_bits(corpus, tmp_path):
+    """The torture script, short: three kills of joint training with OGM-GE, whose noise must resume too."""
+    flags = ["--kills", "3", "--method", "joint", "--modulation", "OGM_GE"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "torture.py", corpus, tmp_path, *flags], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills" in done.stdout and "the same run" in done.stdout
+
+
+def test_one_run_to_a_folder(trained, corpus, capsys):
+    with exclusive(trained[0], "--ckpt_path"), pytest.raises(SystemExit) as end:
+        run_here(main_dgl, "--train", "--resume", *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", trained[0])
+    assert end.value.code == 2 and "another run" in capsys.readouterr().err
+    with exclusive(trained[0], "--ckpt_path"):
+        pass  # free again
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(trained, corpus, tmp_path, capsys, monkeypatch):
+    for method, step in (("dgl", main_dgl.dgl_step), ("joint", joint_step)):
+
+        def broken(*arguments, step=step, calls=[], **keywords):  # noqa: B006
+            calls.append(None)
+            losses = step(*arguments, **keywords)
+            return (losses[0] * float("nan"), *losses[1:]) if len(calls) == 5 else losses
+
+        monkeypatch.setattr(main_dgl, f"{method}_step", broken)
+        folder = tmp_path / method
+        command = ["--train", "--method", method, *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", folder]
+        with pytest.raises(SystemExit) as end:
+            run_here(main_dgl, *command, "--num_workers", 0)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and len(error.splitlines()) == 1
+        assert "epoch 1, step 1:" in error and error.count("_XX") == 8
+        assert checkpoint.load(folder / "last.pth")["progress"]["epoch"] == 1  # whole, of the epoch before
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
+    """The file may not grow beyond a megabyte, as on a full disk."""
+    path = tmp_path / "last.pth"
+    checkpoint.save(path, torch.nn.Linear(2, 2), {"alpha": 4.0})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"last\.pth: cannot be written"):
+            checkpoint.save(path, torch.nn.Linear(2000, 2000), {"alpha": 4.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["last.pth"]
+    assert checkpoint.load(path)["settings"] == {"alpha": 4.0}

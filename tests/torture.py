@@ -1,0 +1,92 @@
+"""Kill training with SIGKILL at random moments, resume it each time, and compare it with an uninterrupted run.
+
+    python tests/torture.py CORPUS OUT [--kills 25] [--seed 0] [flags of main_dgl.py]
+
+CORPUS is a folder in CREMA-D's layout with train.csv and test.csv, such as train_test_data/demo/CREMA-D; OUT is an
+empty folder. Every third kill strikes while a checkpoint is being written.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def assert_same_run(expected, actual):
+    """Raise AssertionError unless two runs ended with the same bits and the same log, its seconds aside."""
+    for name in ("best.pth", "last.pth"):
+        a, b = (torch.load(folder / name, weights_only=True) for folder in (expected, actual))
+        assert a["model"].keys() == b["model"].keys()
+        for key, value in a["model"].items():
+            assert torch.equal(value, b["model"][key]), f"{name}: {key}"
+        states = [checkpoint["optimizer"]["state"] for checkpoint in (a, b)]
+        for key, state in states[0].items():
+            for field, value in state.items():
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][key][field])), f"{name}: {field}"
+        assert a["scheduler"] == b["scheduler"] and a["epoch"] == b["epoch"]
+    logs = [[json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()] for f in (expected, actual)]
+    for log in logs:
+        for row in log:
+            row.pop("seconds")
+    assert logs[0] == logs[1], "log.jsonl"
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Kill and resume training; compare with an uninterrupted run.")
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    args, flags = parser.parse_known_args()
+
+    command = [sys.executable, "main_dgl.py", "--train", "--resume", "--visual_path", args.corpus.absolute()]
+    command += ["--audio_path", args.corpus.absolute() / "AudioWAV", "--split_path", args.corpus.absolute()]
+    command += ["--image_size", "32", "--batch_size", "4", "--epochs", "6", "--num_workers", "1", *flags]
+
+    def start(name):
+        return subprocess.Popen(
+            [*command, "--ckpt_path", args.out.absolute() / name], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+
+    began = time.perf_counter()
+    if start("whole").wait():
+        sys.exit("the uninterrupted run failed")
+    seconds = time.perf_counter() - began
+    rng = random.Random(args.seed)
+    folder, kills, writing = args.out / "killed", 0, 0
+    while True:
+        process = start("killed")
+        if kills < args.kills:
+            if kills % 3 == 2:
+                while process.poll() is None and not list(folder.glob("*.partial")):
+                    time.sleep(0.001)
+                time.sleep(rng.uniform(0, 0.1))
+            else:
+                time.sleep(rng.uniform(0, 1.5 * seconds / max(3, args.kills / 3)) + 4)
+        else:
+            process.wait()
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        writing += any(folder.glob("*.partial"))
+    if process.returncode:
+        sys.exit(f"the run resumed after {kills} kills failed")
+    assert_same_run(args.out / "whole", folder)
+    leftovers = {name for name in os.listdir(folder) if name.endswith(".partial")}
+    assert not leftovers, leftovers
+    print(f"{kills} kills, {writing} of them while a checkpoint was being written: the same run")
+
+
+if __name__ == "__main__":
+    main()
