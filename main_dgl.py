@@ -99,27 +99,27 @@ def train_epoch(model, loader, optimizer, device, args, progress, interruption):
     first = max(0, done - recent.maxlen - 1)  # batches before step `done` are read again for BatchNorm alone
     loader.dataset.set_epoch(epoch)
     loader.sampler.start = first * args.batch_size
-    batches = tqdm(
-        interruption.watch(loader), f"epoch {epoch}", len(loader), initial=first, unit="step", leave=False,
-        disable=not sys.stderr.isatty(),
-    )  # fmt: skip
-    pending = None  # the previous step's losses, so that a GPU has the next step's work when it is asked for them
-    for number, (spectrogram, frames, label) in enumerate(batches, start=first):
-        spectrogram = spectrogram.to(device, non_blocking=True).unsqueeze(1)
-        frames, label = frames.to(device, non_blocking=True), label.to(device, non_blocking=True)
-        if len(label) == args.batch_size:
-            recent.append((spectrogram, frames))
-        if number < done:
-            continue
-        torch.manual_seed(derived_seed(args.random_seed, epoch, "noise", number))  # drawn by OGM-GE
-        optimizer.zero_grad()
-        losses = torch.stack(step(model, spectrogram, frames, label))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
-        optimizer.step()
+    batches = interruption.watch(loader)
+    bar = tqdm(batches, f"epoch {epoch}", len(loader), leave=False, initial=first, disable=not sys.stderr.isatty())
+    pending = None  # the previous step's losses: a GPU has the next step's work when it is asked for them
+    try:
+        for number, (spectrogram, frames, label) in enumerate(bar, start=first):
+            spectrogram = spectrogram.to(device, non_blocking=True).unsqueeze(1)
+            frames, label = frames.to(device, non_blocking=True), label.to(device, non_blocking=True)
+            if len(label) == args.batch_size:
+                recent.append((spectrogram, frames))
+            if number < done:
+                continue
+            torch.manual_seed(derived_seed(args.random_seed, epoch, "noise", number))  # drawn by OGM-GE
+            optimizer.zero_grad()
+            losses = torch.stack(step(model, spectrogram, frames, label))
+            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
+            optimizer.step()
+            refuse_non_finite(pending, loader, args, progress)
+            pending = losses
+            progress["step"], progress["total"] = number + 1, progress["total"].to(device) + losses * len(label)
+    finally:  # also when it is interrupted and about to be saved
         refuse_non_finite(pending, loader, args, progress)
-        pending = losses
-        progress["step"], progress["total"] = number + 1, progress["total"].to(device) + losses * len(label)
-    refuse_non_finite(pending, loader, args, progress)
     refresh_batchnorm(model, recent)
     means = (progress["total"] / len(loader.dataset)).tolist()
     return {n: None if x != x else x for n, x in zip(("loss", "loss_a", "loss_v"), means, strict=True)}  # NaN: lacks it
