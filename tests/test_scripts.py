@@ -24,6 +24,18 @@ from utils.evaluation import evaluate
 
 
 @pytest.fixture
+def output_of(capsys):
+    """Run a script's main in this process and return what it printed to stdout."""
+
+    def call(script, *arguments):
+        capsys.readouterr()
+        run_here(script, *arguments)
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
 def refused(capsys):
     """Call a script's main as its command line does; it must end with status 2 and one line, which is returned."""
 
@@ -68,22 +80,21 @@ def test_valid_needs_the_checkpoint_alone(trained):
     assert counts == {"NEU": "1", "ANG": "1", "overall": "6"}
 
 
-def test_valid_takes_overrides_and_does_not_depend_on_the_batch(trained, corpus, tmp_path):
+def test_valid_takes_overrides_and_does_not_depend_on_the_batch(trained, corpus, tmp_path, output_of):
     folder, _ = trained
-    plain = run_script("valid.py", "--ckpt_path", folder / "best.pth").stdout
+    plain = output_of(valid, "--ckpt_path", folder / "best.pth")
     moved = tmp_path / "moved"
     shutil.copytree(corpus, moved)
     flags = ["--dataset", "CREMAD", "--batch_size", 1, "--num_workers", 0, *data_flags(moved)]
-    assert accuracies(run_script("valid.py", "--ckpt_path", folder / "best.pth", *flags).stdout) == accuracies(plain)
+    assert accuracies(output_of(valid, "--ckpt_path", folder / "best.pth", *flags)) == accuracies(plain)
     (moved / "test.csv").write_text("\n".join((corpus / "test.csv").read_text().splitlines()[:5]))
-    assert "test: 5 clips" in run_script("valid.py", "--ckpt_path", folder / "best.pth", *data_flags(moved)).stdout
+    assert "test: 5 clips" in output_of(valid, "--ckpt_path", folder / "best.pth", *data_flags(moved))
 
 
-def test_main_without_train_evaluates_best(trained):
+def test_main_without_train_evaluates_best(trained, output_of):
     folder, _ = trained
-    expected = run_script("valid.py", "--ckpt_path", folder / "best.pth").stdout
     done = run_script("main_dgl.py", "--dataset", "CREMAD", "--ckpt_path", folder, "--gpu_ids", 0, "--batch_size", 3)
-    assert done.stdout == expected
+    assert done.stdout == output_of(valid, "--ckpt_path", folder / "best.pth")
     if not torch.cuda.is_available():
         assert "warning: --gpu_ids" in done.stderr
 
@@ -156,11 +167,12 @@ def test_linear_probe_fits_unaugmented_training_features(trained, corpus, tmp_pa
         ["--fusion_method", "film", "--optimizer", "Adam", "--use_tensorboard"],
         ["--modality", "audio", "--optimizer", "AdaGrad"],
         ["--modality", "visual", "--use_video_frames", 2, "--modulation_starts", 0],
+        ["--no_mgt", "--fusion_method", "gated"],
     ],
 )
-def test_other_settings_train_and_validate(corpus, tmp_path, flags):
-    run_script("main_dgl.py", "--train", *data_flags(corpus), *SMALL, "--epochs", 1, "--ckpt_path", tmp_path, *flags)
-    assert "overall" in run_script("valid.py", "--ckpt_path", tmp_path / "best.pth").stdout
+def test_other_settings_train_and_validate(corpus, tmp_path, output_of, flags):
+    run_here(main_dgl, "--train", *data_flags(corpus), *SMALL, "--epochs", 1, "--ckpt_path", tmp_path, *flags)
+    assert "overall" in output_of(valid, "--ckpt_path", tmp_path / "best.pth")
     assert bool(list(tmp_path.glob("tensorboard/events*"))) == ("--use_tensorboard" in flags)
 
 
@@ -188,16 +200,15 @@ def authors_checkpoint(path, model, fusion, **extra):
     torch.save(state | {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()} | extra, path)
 
 
-def test_a_checkpoint_of_the_authors(trained, corpus, tmp_path):
+def test_a_checkpoint_of_the_authors(trained, corpus, tmp_path, output_of, refused):
     folder, _ = trained
     model = AVClassifier(6)
     model.load_state_dict(checkpoint.load(folder / "best.pth")["model"])
     authors_checkpoint(tmp_path / "authors.pth", model, "concat")
     flags = ["--ckpt_path", tmp_path / "authors.pth", "--image_size", 32, *data_flags(corpus)]
-    done = run_script("valid.py", *flags, "--dataset", "CREMAD")
-    assert accuracies(done.stdout) == accuracies(run_script("valid.py", "--ckpt_path", folder / "best.pth").stdout)
-    done = run_script("valid.py", *flags, check=False)
-    assert done.returncode == 2 and "--dataset" in done.stderr
+    expected = accuracies(output_of(valid, "--ckpt_path", folder / "best.pth"))
+    assert accuracies(output_of(valid, *flags, "--dataset", "CREMAD")) == expected
+    assert "--dataset" in refused(valid, *flags)
 
 
 def test_film_of_the_authors_is_bilinear(tmp_path):
