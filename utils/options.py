@@ -5,6 +5,7 @@ Flags that a dataset decides (paths, frames) default to None here and are filled
 
 import argparse
 import math
+from pathlib import Path
 
 from utils.errors import OneLineParser
 
@@ -41,8 +42,8 @@ def add_data_flags(parser, datasets):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default="CREMAD", help="dataset (default: %(default)s)")
     group.add_argument("--audio_path", metavar="DIR", help="folder of the wav files (default: as the dataset's readme)")
-    group.add_argument("--visual_path", metavar="DIR", help="folder that holds Image-01-FPS (default: likewise)")
-    group.add_argument("--split_path", metavar="DIR", help="folder of train.csv and test.csv (default: data/<dataset>)")
+    group.add_argument("--visual_path", metavar="DIR", help="folder that holds the frames (default: likewise)")
+    group.add_argument("--split_path", metavar="DIR", help="folder of the dataset's lists (default: likewise)")
     group.add_argument(
         "--fps",
         type=at_least(1),
@@ -168,6 +169,57 @@ def validation_parser(datasets):
     parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="best.pth or last.pth of a run")
     add_data_flags(parser, datasets)
     add_device_flags(parser.add_argument_group("run"))
+    return parser
+
+
+def dataset_parser(description, root):
+    """The parser of the scripts under data/: where the dataset is."""
+    parser = OneLineParser(description=description)
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path(root),
+        metavar="DIR",
+        help="folder of the dataset (default: %(default)s)",
+    )
+    return parser
+
+
+def add_split_path(parser, default):
+    """--split_path, for lists that are not in --root."""
+    parser.add_argument(
+        "--split_path",
+        type=Path,
+        default=Path(default),
+        metavar="DIR",
+        help="folder of the dataset's lists (default: %(default)s)",
+    )
+
+
+def add_kinetics_source(parser):
+    """--source, from which both Kinetics-Sounds and Kinetics-400 are made."""
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=Path("train_test_data/kinect400/raw"),
+        metavar="DIR",
+        help="folder of the raw train/ and val/ (default: %(default)s)",
+    )
+
+
+def extraction_parser(description, root, min_frames=None):
+    """The parser of the scripts that extract sound, or frames where `min_frames` gives that flag its default."""
+    parser = dataset_parser(description, root)
+    parser.add_argument("--workers", type=at_least(1), metavar="N", help="processes (default: one per core)")
+    if min_frames:
+        parser.add_argument("--fps", type=at_least(1), default=1, metavar="N", help="frames per second (default: 1)")
+        parser.add_argument(
+            "--min_frames",
+            type=at_least(1),
+            default=min_frames,
+            metavar="N",
+            help="a clip with fewer fails as too short; training needs --num_frame of them (default: %(default)s)",
+        )
     return parser
 
 
