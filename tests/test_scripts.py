@@ -1,11 +1,9 @@
 """The scripts as a user runs them: train, validate, override, the authors' checkpoints, and one line for bad input."""
 
 import json
-import os
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -14,7 +12,7 @@ import torch
 import main_dgl
 import valid
 from models.basic_model import AVClassifier
-from tests.conftest import ROOT, SMALL, data_flags, run_script
+from tests.conftest import SMALL, data_flags, run_script, run_shell
 from utils import checkpoint
 from utils.errors import InputError, run
 
@@ -110,11 +108,7 @@ def test_other_settings_train_and_validate(corpus, tmp_path, flags):
 def test_script_of_the_dataset_runs_with_flags_behind_it(corpus, tmp_path):
     """cramed_dgl.sh trains and validates; flags typed behind it win."""
     flags = [*data_flags(corpus), *SMALL, "--epochs", 1, "--alpha", 5, "--ckpt_path", tmp_path]
-    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", ROOT / "cramed_dgl.sh", *map(str, flags)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_shell("cramed_dgl.sh", *flags)
     assert "overall" in done.stdout
     settings = checkpoint.load(tmp_path / "last.pth")["settings"]
     assert settings["alpha"] == 5 and settings["learning_rate"] == 0.002 and settings["lr_decay_step"] == [70]
