@@ -27,7 +27,7 @@ def read_rows(path, form, delimiter=","):
                     raise InputError(f"{where}: {delimiter.join(row)!r} is not {form!r}; mend the line")
                 yield where, [cell.strip() for cell in row]
     except FileNotFoundError:
-        raise InputError(f"{path}: no such list; get or make it, or say where it is with --split_path") from None
+        raise InputError(f"{path}: no such list; get or make it as the dataset's readme says") from None
     except (OSError, UnicodeDecodeError, csv.Error):
         raise InputError(f"{path}: not a readable UTF-8 list of {form!r} rows; get or make it again") from None
     if empty:

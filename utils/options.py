@@ -1,5 +1,7 @@
 """Every flag of the scripts, in named groups: all of them for main_dgl.py, those of data and run for valid.py.
 
+The scripts under data/ build theirs from `dataset_parser` and `extraction_parser`.
+
 Flags that a dataset decides (paths, frames) default to None here and are filled in from the dataset's entry.
 """
 

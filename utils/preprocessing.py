@@ -136,8 +136,10 @@ def save_frames(source, numbers, step, folder):
             break
         if number % step == 0:
             decoded, frame = capture.retrieve()
-            if not decoded or not cv2.imwrite(str(folder / f"{number:05d}.jpg"), frame):
-                raise ClipError(f"not decodable: frame {number}, or it cannot be written; check the clip and the disk")
+            if not decoded:
+                raise ClipError(f"not decodable: frame {number}; download it again")
+            if not cv2.imwrite(str(folder / f"{number:05d}.jpg"), frame):
+                raise ClipError("not writable: check the disk")
         count += 1
     return count
 
@@ -226,6 +228,8 @@ def extract_all_sound(jobs, target, args, missing=0):
 
 def extract_all(function, jobs, target, report, workers, missing):
     """Process a dataset's clips, all that are not there yet; print a summary and write the failures to `report`.
+
+    One run at a time may write below a target: each begins and ends with clearing what is unfinished there.
 
     Args:
         function: `extract_frames` or `extract_sound` with its settings bound.
