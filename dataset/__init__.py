@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 
+from dataset.ave import AVE
 from dataset.clips import AudioSettings, ClipDataset, EpochSampler
 from dataset.cremad import CREMAD
+from dataset.kinetics import Kinetics400, KineticSound
+from dataset.vggsound import VGGSound
+from utils.errors import InputError
 from utils.interruption import Interruption
 
 
@@ -21,8 +25,15 @@ class Entry:
     num_frame: int
 
 
+FIVE_OF_TEN = AudioSettings(rate=16000, seconds=5, n_fft=256, hop=128, repeat_to=10)
+EIGHT_OF_TEN = AudioSettings(rate=16000, seconds=8, n_fft=256, hop=128, repeat_to=10)
+
 DATASETS = {
     "CREMAD": Entry(CREMAD, 6, AudioSettings(rate=22050, seconds=3, n_fft=512, hop=353), num_frame=1),
+    "KineticSound": Entry(KineticSound, 34, FIVE_OF_TEN, num_frame=3),
+    "VGGSound": Entry(VGGSound, 309, FIVE_OF_TEN, num_frame=3),
+    "AVE": Entry(AVE, 28, AudioSettings(rate=22050, seconds=3, n_fft=512, hop=256), num_frame=1),
+    "kinect400": Entry(Kinetics400, 400, EIGHT_OF_TEN, num_frame=3),
 }
 
 
@@ -31,7 +42,7 @@ def fill_defaults(args):
     entry = DATASETS[args.dataset]
     args.audio_path = args.audio_path or entry.dataset.audio_path
     args.visual_path = args.visual_path or entry.dataset.visual_path
-    args.split_path = args.split_path or os.path.join("data", args.dataset)
+    args.split_path = args.split_path or entry.dataset.split_path
     args.num_frame = args.num_frame or entry.num_frame
     return args
 
@@ -42,11 +53,15 @@ def build_dataset(args, split, training=None):
     `training=False` reads the training clips as in evaluation, without draws and augmentation.
 
     Raises:
-        InputError: a folder or list is missing, empty or wrong.
+        InputError: a folder or list is missing, empty or wrong, or has more classes than the dataset.
     """
     args = fill_defaults(args)
     entry = DATASETS[args.dataset]
-    return entry.dataset(args, split, entry.audio, args.num_frame, training)
+    dataset = entry.dataset(args, split, entry.audio, args.num_frame, training)
+    if len(dataset.classes) > entry.n_classes:
+        where = args.split_path or args.audio_path
+        raise InputError(f"{where}: {len(dataset.classes)} classes, {args.dataset} has {entry.n_classes}; mend it")
+    return dataset
 
 
 def ignore_signals(_):

@@ -1,8 +1,8 @@
 """The clip reader that every dataset shares: a spectrogram and a few frames per clip (DESIGN section 1, Datasets)."""
 
-import csv
 import hashlib
 import os
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,20 +22,26 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class AudioSettings:
-    """How a dataset's sound becomes a spectrogram: sampling rate in Hz, length in seconds, STFT window and hop."""
+    """How a dataset's sound becomes a spectrogram: sampling rate in Hz, length in seconds, STFT window and hop.
+
+    Sound is repeated to fill `repeat_to` seconds, of which `seconds` are cropped: anywhere in training, the middle in
+    evaluation. Without `repeat_to` it is repeated to fill `seconds`, and the first ones are taken.
+    """
 
     rate: int
     seconds: int
     n_fft: int
     hop: int
+    repeat_to: int | None = None
 
 
 class Clip(NamedTuple):
-    """One entry of an index. `label` is the position of its class in the dataset's `classes`."""
+    """One entry of an index: sound, names of the frames in `folder`, and position of its class in the `classes`."""
 
     id: str
     wav: str
-    frames: list[str]
+    folder: str
+    frames: tuple[str, ...]
     label: int
 
 
@@ -92,38 +98,6 @@ def load_image(path):
         raise InputError(f"{path}: not a readable picture; extract the clip's frames again") from None
 
 
-def read_split(path, classes):
-    """A split list, rows `<id>,<class name>` without a header -> [(id, label), ...]. A byte order mark is ignored.
-
-    Raises:
-        InputError: the list is missing, empty or not text, or a row names an unknown class or is no plain clip id.
-    """
-    labels = {name: label for label, name in enumerate(classes)}
-    rows = []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.reader(file), start=1):
-                if not row:
-                    continue
-                if len(row) != 2:
-                    raise InputError(f"{path}, line {number}: {','.join(row)!r} is not '<id>,<class>'; mend the line")
-                clip_id, name = row[0].strip(), row[1].strip()
-                if name not in labels:
-                    raise InputError(
-                        f"{path}, line {number}: {clip_id} has the unknown class {name!r}; known: {', '.join(classes)}"
-                    )
-                if clip_id in ("", ".", "..") or "/" in clip_id or "\\" in clip_id or "\0" in clip_id:
-                    raise InputError(f"{path}, line {number}: {clip_id!r} is not a clip's name; mend the line")
-                rows.append((clip_id, labels[name]))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such split list; make it, or say where it is with --split_path") from None
-    except (OSError, UnicodeDecodeError, csv.Error):
-        raise InputError(f"{path}: not a readable UTF-8 list of '<id>,<class>' rows; make it again") from None
-    if not rows:
-        raise InputError(f"{path}: an empty split; make the list again from clips that are there")
-    return rows
-
-
 def list_folder(path, flag):
     """The names in a folder, as a set.
 
@@ -137,12 +111,20 @@ def list_folder(path, flag):
 
 
 def list_frames(folder):
-    """Paths of the JPEG frames in a folder, in order; none when there is no such folder."""
+    """Names of the JPEG frames in a folder, in order; none when there is no such folder."""
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(".jpg"))
     except OSError:
-        return []
-    return [os.path.join(folder, name) for name in names]
+        return ()
+    return tuple(map(sys.intern, names))  # nearly all clips share their frames' names
+
+
+def pair_by_id(rows, wav_path, wavs, frames_path, suffix=""):
+    """Yield a Clip for each (id, label) of `rows`: sound `<id>.wav` if it is in `wavs`, frames in `<id><suffix>/`."""
+    for clip_id, label in rows:
+        name, folder = f"{clip_id}.wav", os.path.join(frames_path, f"{clip_id}{suffix}")
+        wav = os.path.join(wav_path, name) if name in wavs else ""
+        yield Clip(clip_id, wav, folder, list_frames(folder), label)
 
 
 def hold_out(clips, share, seed):
@@ -172,13 +154,15 @@ class ClipDataset(Dataset):
 
     Attributes:
         clips: the index, a list of Clip.
-        skipped: ids on the list that have no sound or fewer than N frames.
+        skipped: ids of the split that have no sound or fewer than N frames.
+        classes: names of the classes, in the order of their labels.
 
     Raises:
         InputError: a folder or list is missing or wrong, or every clip is skipped.
     """
 
     classes = ()
+    audio_path = visual_path = split_path = ""
 
     def __init__(self, args, split, audio, num_frame, training=None):
         self.training = split == "train" if training is None else training
@@ -218,7 +202,10 @@ class ClipDataset(Dataset):
         return f"{len(self)} clips, {len(self.skipped)} skipped for want of sound or frames, {self.skipped[0]} first"
 
     def index(self, args, split):
-        """Yield a Clip per entry of the split's list; `wav` is "" where there is no sound file."""
+        """Yield a Clip per entry of the split; `wav` is "" where there is no sound file.
+
+        A dataset whose classes stand in its files sets `self.classes` here first.
+        """
         raise NotImplementedError
 
     @property
@@ -235,11 +222,22 @@ class ClipDataset(Dataset):
     def __getitem__(self, i):
         clip = self.clips[i]
         samples = load_waveform(clip.wav, self.audio.rate)
-        samples = np.resize(samples, self.audio.rate * self.audio.seconds)  # repeated to fill, then cut
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(self.seed, self.epoch, clip.id))
-            frames = [self.transform(load_image(clip.frames[k])) for k in self.frame_numbers(len(clip.frames))]
+            samples = self.crop_sound(samples)
+            names = [clip.frames[k] for k in self.frame_numbers(len(clip.frames))]
+            frames = [self.transform(load_image(os.path.join(clip.folder, name))) for name in names]
         return log_spectrogram(samples, self.audio), torch.stack(frames, dim=1), clip.label
+
+    def crop_sound(self, samples):
+        """Samples (n,) repeated and cropped to the length that AudioSettings says."""
+        length = self.audio.rate * self.audio.seconds
+        if self.audio.repeat_to is None:
+            return np.resize(samples, length)  # repeated to fill, then cut
+        samples = np.resize(samples, max(len(samples), self.audio.rate * self.audio.repeat_to))
+        spare = len(samples) - length
+        start = torch.randint(spare + 1, ()).item() if self.training else spare // 2
+        return samples[start : start + length]
 
     def frame_numbers(self, available):
         """Which N of the available frames to show: drawn in training, the middles of N equal parts in evaluation."""

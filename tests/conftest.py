@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imageio_ffmpeg
+import numpy as np
 import pytest
 
 from utils.errors import run
@@ -27,6 +29,33 @@ def run_here(script, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
         run(script.main)
+
+
+def run_shell(script, *arguments):
+    """Run a shell script of the project, with the Python that runs the tests. Returns the finished process."""
+    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    command = ["bash", ROOT / script, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def ffmpeg(*arguments, data=None):
+    """Run the packaged FFmpeg, `data` on its input. Returns its output."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *map(str, arguments)]
+    return subprocess.run(command, input=data, capture_output=True, check=True).stdout
+
+
+def write_video(path, greys, rate=10, codec="libx264", tone=None):
+    """A video of plain pictures, 64 x 48, of the grey values `greys`, with AAC sound of `tone` Hz if one is given."""
+    pictures = np.repeat(np.asarray(greys, np.uint8), 64 * 48 * 3)
+    flags = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x48", "-r", rate, "-i", "-"]
+    if tone:
+        sine = f"sine=frequency={tone}:sample_rate=44100:duration={len(greys) / rate}"
+        flags += ["-f", "lavfi", "-i", sine, "-c:a", "aac", "-ac", 2]
+    flags += ["-c:v", codec, "-q:v", 2, "-pix_fmt", "yuv420p", f"file:{path}"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ffmpeg(*flags, data=pictures.tobytes())
 
 
 def data_flags(root):

@@ -1,24 +1,30 @@
-"""From FLV to frames and lists: right frames, whole folders, failures by name, splits that keep their promise."""
+"""From raw clips to frames, wav and lists: right, whole, failures by name; splits that keep their promise."""
 
+import csv
+import os
+import shutil
+import signal
 import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import cv2
-import imageio_ffmpeg
 import numpy as np
 import pytest
+import soundfile
 
-from tests.conftest import run_script
+from tests.conftest import ROOT, ffmpeg, run_script, write_video
+from utils.flv import shorten_flv
+from utils.preprocessing import extract_frames, process_clips
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 271360\n".format("4d7a" * 16)
 
 
 def write_flv(path, frames, rate="30000/1001"):
-    """An FLV of plain grey pictures by FFmpeg; frame i has the grey value 20 + 3 * i."""
-    grey = np.stack([np.full((48, 64, 3), 20 + 3 * i, np.uint8) for i in range(frames)])
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x48"]
-    command += ["-r", rate, "-i", "-", "-c:v", "flv1", "-q:v", "2", str(path)]
-    subprocess.run(command, input=grey.tobytes(), check=True)
+    """An FLV of plain grey pictures; frame i has the grey value 20 + 3 * i."""
+    write_video(path, 20 + 3 * np.arange(frames), rate, codec="flv1")
 
 
 @pytest.fixture
@@ -58,10 +64,18 @@ def test_bad_clips_are_named_and_the_rest_goes_on(root):
     (root / "VideoFlash" / "1004_DFA_ANG_XX.flv").write_bytes(b"")
     done = extract(root)
     assert "1 done, 0 already there, 3 failed" in done.stdout
-    assert "1002_DFA_ANG_XX.flv: a Git LFS pointer" in done.stdout and "git lfs pull" in done.stdout
-    assert "1003_DFA_ANG_XX.flv: cannot be decoded" in done.stdout
-    assert "1004_DFA_ANG_XX.flv: cannot be decoded" in done.stdout
+    assert "2 not decodable\n" in done.stdout and "git lfs pull" in done.stdout
     assert [path.name for path in (root / "Image-01-FPS").iterdir()] == ["1001_DFA_ANG_XX"]
+    failures = read_failures(root / "failed_frames.csv")
+    assert {name: reason.partition(":")[0] for name, reason in failures.items()} == {
+        "1002_DFA_ANG_XX.flv": "a Git LFS pointer, not the video",
+        "1003_DFA_ANG_XX.flv": "not decodable",
+        "1004_DFA_ANG_XX.flv": "not decodable",
+    }
+    for name in failures:
+        write_flv(root / "VideoFlash" / name, 30)
+    assert "3 done, 1 already there, 0 failed" in extract(root).stdout
+    assert not (root / "failed_frames.csv").exists()
 
 
 def test_it_continues_where_it_stopped(root):
@@ -70,11 +84,11 @@ def test_it_continues_where_it_stopped(root):
     first = root / "Image-01-FPS" / "1001_DFA_ANG_XX" / "00000.jpg"
     written = first.stat().st_mtime_ns
     write_flv(root / "VideoFlash" / "1002_DFA_ANG_XX.flv", 35)
-    half_written = root / "Image-01-FPS" / ".partial-1002_DFA_ANG_XX"
-    half_written.mkdir()
+    half_written = root / "Image-01-FPS" / ".partial" / "1002"
+    half_written.mkdir(parents=True)
     (half_written / "00000.jpg").write_bytes(b"half")
     assert "1 done, 1 already there, 0 failed" in extract(root).stdout
-    assert first.stat().st_mtime_ns == written and not half_written.exists()
+    assert first.stat().st_mtime_ns == written and not half_written.parent.exists()
     assert cv2.imread(str(root / "Image-01-FPS" / "1002_DFA_ANG_XX" / "00000.jpg")) is not None
 
 
@@ -84,6 +98,155 @@ def test_nothing_to_do_is_an_error(root):
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and str(folder) in done.stderr
     (root / "VideoFlash" / "1002_DFA_ANG_XX.flv").write_text(LFS_POINTER)
     assert extract(root, check=False).returncode == 2
+
+
+def read_failures(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["clip", "reason"]
+    return dict(rows)
+
+
+@pytest.mark.parametrize("keys", [1, 7, 250], ids=lambda keys: f"key every {keys}")
+def test_a_shortened_flv_gives_the_same_pictures(tmp_path, keys):
+    """Moving pictures, so that each one depends on the one before; damaged files too."""
+    path = tmp_path / "clip.flv"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25", "-f", "lavfi", "-i", "sine", "-t", 4, "-g", keys, path)
+    whole, cut = path.read_bytes(), tmp_path / "cut.flv"
+    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    damaged = tmp_path / "damaged.flv"
+    damaged.write_bytes(whole[: len(whole) // 2] + bytes(500) + whole[len(whole) // 2 + 500 :])
+    jobs = {clip.name: (clip, tmp_path / clip.stem, tmp_path) for clip in (path, cut, damaged)}
+    results, failures = process_clips(extract_frames, jobs, 2)
+    assert results["done"] == 3 and not failures
+    for clip in (path, cut, damaged):
+        capture, number, expected = cv2.VideoCapture(str(clip)), 0, {}
+        while capture.grab():
+            if number % 25 == 0:
+                expected[f"{number:05d}.jpg"] = cv2.imencode(".jpg", capture.retrieve()[1])[1].tobytes()
+            number += 1
+        assert {picture.name: picture.read_bytes() for picture in (tmp_path / clip.stem).iterdir()} == expected
+    assert len(shorten_flv(whole, 25)[1]) == {1: 4, 7: 1 + 5 + 2 + 6, 250: 76}[keys]
+
+
+ODD_NAMES = [
+    "a b",
+    "it's",
+    'say "x"',
+    "semi;colon",
+    "$(touch hacked)",
+    "this & that",
+    "Ünïcödé 音",
+    "-vn",
+    "%03d",
+    "a:b",
+]
+
+
+def test_frames_and_sound_of_clips_with_any_name(tmp_path):
+    """Through the scripts, H.264 or MPEG-4 video with AAC sound; a silent, a short and a broken one beside them."""
+    folder = tmp_path / "raw" / "train" / "playing guitar"
+    (tmp_path / "raw" / "val").mkdir(parents=True)
+    for k, name in enumerate(ODD_NAMES):
+        codec = ("libx264", "mpeg4")[k % 2]
+        write_video(folder / f"{name}.mp4", 20 + 3 * np.arange(35), codec=codec, tone=300 + 100 * k)
+    write_video(folder / "silent.mp4", [50] * 35)
+    write_video(folder / "short.mkv", [50] * 15, tone=440)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    (folder / "notes.txt").write_text("no video")
+    flags = ["--source", tmp_path / "raw", "--root", tmp_path, "--workers", 2]
+    sound = run_script("data/KineticSound/mp4_to_wav.py", *flags).stdout
+    frames = run_script("data/KineticSound/video_preprocessing.py", *flags).stdout
+    assert "11 done, 0 already there, 2 failed" in sound and "11 done, 0 already there, 2 failed" in frames
+
+    failures = read_failures(tmp_path / "failed_sound.csv")
+    assert failures.pop("train/playing_guitar/silent.mp4") == "no sound track"
+    assert failures.popitem()[1].startswith("not decodable: ") and not failures
+    failures = read_failures(tmp_path / "failed_frames.csv")
+    assert failures["train/playing_guitar/short.mkv"] == "too short: 2 frame(s) at 1 a second, 3 are needed"
+    assert failures["train/playing_guitar/broken.mp4"].startswith("not decodable: ") and len(failures) == 2
+
+    for name in ODD_NAMES:
+        pictures = tmp_path / "visual" / "train_img" / "Image-01-FPS" / "playing_guitar" / name
+        assert sorted(path.name for path in pictures.iterdir()) == [f"{k:05d}.jpg" for k in (0, 10, 20, 30)]
+        for index in (0, 10, 20, 30):
+            picture = cv2.imdecode(np.fromfile(pictures / f"{index:05d}.jpg", np.uint8), cv2.IMREAD_COLOR)
+            assert abs(picture.mean() - (20 + 3 * index)) < 1.4  # half of a frame's step
+        wav = tmp_path / "audio" / "train" / "playing_guitar" / f"{name}.wav"
+        assert soundfile.info(wav).samplerate == 16000 and soundfile.info(wav).subtype == "PCM_16"
+        ffmpeg("-i", f"file:{folder / name}.mp4", "-ac", 1, "-ar", 16000, tmp_path / "expected.wav")
+        ours, theirs = (soundfile.read(path, dtype="int16")[0] for path in (wav, tmp_path / "expected.wav"))
+        assert ours.shape == theirs.shape and (ours == theirs).all() and len(ours) > 3 * 16000
+    assert not list(tmp_path.rglob(".partial")) and not (ROOT / "hacked").exists()
+
+
+def read_tree(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def processes_of(root):
+    """Command lines that name `root`; those that have ended but are not waited for have none."""
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    return [line for line in lines if bytes(root) in line]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize(
+    ("script", "pattern", "flags"),
+    [("mp4_to_wav.py", "Audios/*.wav", []), ("video_preprocessing.py", "Image-05-FPS-SE/*", ["--fps", "5"])],
+)
+def test_killed_runs_leave_nothing_half_written(tmp_path, script, pattern, flags):
+    """Only the parent is killed: its workers have to end by themselves."""
+    folder = tmp_path / "killed" / "AVE"
+    folder.mkdir(parents=True)
+    streams = ["-f", "lavfi", "-i", "testsrc2=size=640x360:rate=25", "-f", "lavfi", "-i", "sine"]
+    ffmpeg(*streams, "-t", 4, "-c:v", "mpeg4", "-c:a", "aac", folder / "000.mp4")
+    for k in range(1, 24):
+        shutil.copy(folder / "000.mp4", folder / f"{k:03d}.mp4")
+    rows = [f"Bell&{k:03d}&good&0&10\n" for k in range(24)]
+    for k, name in enumerate(("train", "val", "test")):
+        (folder.parent / f"{name}Set.txt").write_text("".join(rows[8 * k : 8 * k + 8]))
+    shutil.copytree(folder.parent, tmp_path / "whole")
+
+    command = [f"data/AVE/{script}", "--workers", "2", *flags, "--root"]
+    for count in (1, 5, 11):
+        process = subprocess.Popen([sys.executable, *command, folder.parent], cwd=ROOT)
+        while len(list(folder.parent.glob(pattern))) < count:
+            assert process.poll() is None
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 10
+        while processes_of(folder.parent):
+            assert time.monotonic() < deadline, "workers outlive their parent"
+            time.sleep(0.02)
+    killed = len([path for path in folder.parent.glob(pattern) if path.name != ".partial"])
+    done = run_script(*command, folder.parent)
+    assert 10 <= killed < 24 and f"{24 - killed} done, {killed} already there, 0 failed" in done.stdout
+    run_script(*command, tmp_path / "whole")
+    assert read_tree(folder.parent) == read_tree(tmp_path / "whole")
+    assert not list(tmp_path.rglob(".partial"))
+
+
+def crash_on(number, culprits):
+    if number in culprits:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def test_a_crash_concerns_its_clip_alone():
+    results, failures = process_clips(crash_on, {f"{k:02d}": (k, (3, 4, 19)) for k in range(20)}, 2)
+    assert results == {"done": 17} and list(failures) == ["03", "04", "19"]
+    assert all(reason.startswith("crashed") for reason in failures.values())
+
+
+def test_long_lists_of_failures_are_cut(root):
+    for k in range(30):
+        (root / "VideoFlash" / f"{k:02d}.flv").write_text(LFS_POINTER)
+    write_flv(root / "VideoFlash" / "good.flv", 5)
+    output = extract(root).stdout
+    assert output.count("failed: ") == 20 and "30 a Git LFS pointer" in output and "failed_frames.csv" in output
+    assert len(read_failures(root / "failed_frames.csv")) == 30
 
 
 def make_layout(root, ids):

@@ -1,5 +1,6 @@
 """The clip reader against librosa and PIL, and its randomness as a function of (seed, epoch, clip) alone."""
 
+import os
 from argparse import Namespace
 
 import librosa
@@ -65,7 +66,8 @@ def test_evaluation_frames_equal_pil(corpus):
         spectrogram, frames, label = dataset[i]
         assert spectrogram.shape == (257, 188) and frames.shape == (3, 1, 100, 100)
         assert label == dataset.classes.index(clip.id.split("_")[2])
-        image = Image.open(clip.frames[len(clip.frames) // 2]).convert("RGB").resize((100, 100), Image.BILINEAR)
+        image = Image.open(os.path.join(clip.folder, clip.frames[len(clip.frames) // 2])).convert("RGB")
+        image = image.resize((100, 100), Image.BILINEAR)
         expected = (np.asarray(image) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
         assert np.abs(frames[:, 0].numpy() - expected.transpose(2, 0, 1)).max() < 0.03
 

@@ -1,12 +1,9 @@
 """The scripts as a user runs them: train, validate, override, the authors' checkpoints, and one line for bad input."""
 
 import json
-import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -18,7 +15,7 @@ import main_dgl
 import valid
 from dataset import build_dataset
 from models.basic_model import AVClassifier
-from tests.conftest import ROOT, SMALL, data_flags, run_here, run_script
+from tests.conftest import SMALL, data_flags, run_here, run_script, run_shell
 from utils import checkpoint, options
 from utils.evaluation import evaluate
 
@@ -179,11 +176,7 @@ def test_other_settings_train_and_validate(corpus, tmp_path, output_of, flags):
 def test_script_of_the_dataset_runs_with_flags_behind_it(corpus, tmp_path):
     """cramed_dgl.sh trains and validates; flags typed behind it win."""
     flags = [*data_flags(corpus), *SMALL, "--epochs", 1, "--alpha", 5, "--ckpt_path", tmp_path]
-    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", ROOT / "cramed_dgl.sh", *map(str, flags)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_shell("cramed_dgl.sh", *flags)
     assert "overall" in done.stdout
     settings = checkpoint.load(tmp_path / "last.pth")["settings"]
     assert settings["alpha"] == 5 and settings["learning_rate"] == 0.002 and settings["lr_decay_step"] == [70]

@@ -1,10 +1,13 @@
 """Every flag of the scripts, in named groups: all of them for main_dgl.py, those of data and run for valid.py.
 
+The scripts under data/ build theirs from `dataset_parser` and `extraction_parser`.
+
 Flags that a dataset decides (paths, frames) default to None here and are filled in from the dataset's entry.
 """
 
 import argparse
 import math
+from pathlib import Path
 
 from utils.errors import OneLineParser
 
@@ -49,8 +52,8 @@ def add_data_flags(parser, datasets):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default="CREMAD", help="dataset (default: %(default)s)")
     group.add_argument("--audio_path", metavar="DIR", help="folder of the wav files (default: as the dataset's readme)")
-    group.add_argument("--visual_path", metavar="DIR", help="folder that holds Image-01-FPS (default: likewise)")
-    group.add_argument("--split_path", metavar="DIR", help="folder of train.csv and test.csv (default: data/<dataset>)")
+    group.add_argument("--visual_path", metavar="DIR", help="folder that holds the frames (default: likewise)")
+    group.add_argument("--split_path", metavar="DIR", help="folder of the dataset's lists (default: likewise)")
     group.add_argument(
         "--fps",
         type=at_least(1),
@@ -208,6 +211,57 @@ def validation_parser(datasets):
     )
     group.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     add_device_flags(group)
+    return parser
+
+
+def dataset_parser(description, root):
+    """The parser of the scripts under data/: where the dataset is."""
+    parser = OneLineParser(description=description)
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path(root),
+        metavar="DIR",
+        help="folder of the dataset (default: %(default)s)",
+    )
+    return parser
+
+
+def add_split_path(parser, default):
+    """--split_path, for lists that are not in --root."""
+    parser.add_argument(
+        "--split_path",
+        type=Path,
+        default=Path(default),
+        metavar="DIR",
+        help="folder of the dataset's lists (default: %(default)s)",
+    )
+
+
+def add_kinetics_source(parser):
+    """--source, from which both Kinetics-Sounds and Kinetics-400 are made."""
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=Path("train_test_data/kinect400/raw"),
+        metavar="DIR",
+        help="folder of the raw train/ and val/ (default: %(default)s)",
+    )
+
+
+def extraction_parser(description, root, min_frames=None):
+    """The parser of the scripts that extract sound, or frames where `min_frames` gives that flag its default."""
+    parser = dataset_parser(description, root)
+    parser.add_argument("--workers", type=at_least(1), metavar="N", help="processes (default: one per core)")
+    if min_frames:
+        parser.add_argument("--fps", type=at_least(1), default=1, metavar="N", help="frames per second (default: 1)")
+        parser.add_argument(
+            "--min_frames",
+            type=at_least(1),
+            default=min_frames,
+            metavar="N",
+            help="a clip with fewer fails as too short; training needs --num_frame of them (default: %(default)s)",
+        )
     return parser
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dataset.cremad import CREMAD
-from utils.errors import InputError, OneLineParser, run
-from utils.options import at_least, ratio
+from utils.errors import InputError, run
+from utils.lists import CREMAD_EMOTIONS
+from utils.options import add_split_path, at_least, dataset_parser, ratio
 
 
 def parse_id(clip_id):
@@ -25,10 +25,10 @@ def parse_id(clip_id):
         InputError: another form, or an unknown emotion.
     """
     parts = clip_id.split("_")
-    if len(parts) != 4 or parts[2] not in CREMAD.classes:
+    if len(parts) != 4 or parts[2] not in CREMAD_EMOTIONS:
         raise InputError(
             f"{clip_id}: not a CREMA-D clip, '<actor>_<sentence>_<emotion>_<level>' with emotion one of "
-            f"{', '.join(CREMAD.classes)}; move it out of the folder"
+            f"{', '.join(CREMAD_EMOTIONS)}; move it out of the folder"
         )
     return parts[0], parts[2]
 
@@ -75,19 +75,8 @@ def split_by_actor(clips, test_ratio, rng):
 
 
 def main():
-    parser = OneLineParser(description="Write CREMA-D's train.csv and test.csv from the clips present.")
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path("train_test_data/CREMA-D"),
-        help="folder of AudioWAV and Image-01-FPS (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--split_path",
-        type=Path,
-        default=Path("data/CREMAD"),
-        help="folder for the lists (default: %(default)s)",
-    )
+    parser = dataset_parser("Write CREMA-D's train.csv and test.csv from the clips present.", "train_test_data/CREMA-D")
+    add_split_path(parser, "data/CREMAD")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
     parser.add_argument("--test_ratio", type=ratio, default=0.1, metavar="R", help="share of test clips (default: 0.1)")
     parser.add_argument("--by_actor", action="store_true", help="no actor on both sides, instead of stratified")

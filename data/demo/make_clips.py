@@ -17,8 +17,8 @@ import numpy as np
 import soundfile
 from scipy.signal import lfilter
 
-from utils.errors import OneLineParser, run
-from utils.options import at_least
+from utils.errors import run
+from utils.options import at_least, dataset_parser
 from utils.preprocessing import print_summary, process_clips
 
 RATE, FPS = 16000, 30000 / 1001
@@ -164,10 +164,7 @@ def make_clip(root, clip_id, seed):
 
 
 def main():
-    parser = OneLineParser(description="Make the demo's clips.")
-    parser.add_argument(
-        "--root", type=Path, default=Path("train_test_data/demo/CREMA-D"), help="(default: %(default)s)"
-    )
+    parser = dataset_parser("Make the demo's clips.", "train_test_data/demo/CREMA-D")
     parser.add_argument("--clips_per_class", type=at_least(2), default=40, metavar="N", help="(default: 40)")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
     args = parser.parse_args()

@@ -1,0 +1,30 @@
+"""AVE: AVE/<id>.mp4 -> Audios/<id>.wav, 16 kHz.
+
+    python data/AVE/mp4_to_wav.py [--root train_test_data/AVE_Dataset] [--workers N]
+
+<id> from trainSet.txt, valSet.txt and testSet.txt in <root>; those without a video are counted as missing. Runs in
+parallel and continues where it stopped. Clips that fail are listed in <root>/failed_sound.csv.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.errors import run
+from utils.lists import read_ave
+from utils.options import extraction_parser
+from utils.preprocessing import extract_all_sound, find_videos
+
+
+def main():
+    args = extraction_parser("Extract the sound of AVE.", "train_test_data/AVE_Dataset").parse_args()
+    ids = {clip_id for name in ("train", "val", "test") for clip_id, _ in read_ave(args.root / f"{name}Set.txt")}
+    videos, missing = find_videos(args.root / "AVE", ids)
+    target = args.root / "Audios"
+    jobs = {clip_id: (video, target / f"{clip_id}.wav") for clip_id, video in videos.items()}
+    extract_all_sound(jobs, target, args, missing)
+
+
+if __name__ == "__main__":
+    run(main)

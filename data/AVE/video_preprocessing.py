@@ -1,0 +1,30 @@
+"""AVE: AVE/<id>.mp4 -> Image-01-FPS-SE/<id>/<frame index>.jpg, one frame a second.
+
+    python data/AVE/video_preprocessing.py [--root train_test_data/AVE_Dataset] [--fps 1] [--min_frames 1] [--workers N]
+
+<id> from trainSet.txt, valSet.txt and testSet.txt in <root>; those without a video are counted as missing. Runs in
+parallel and continues where it stopped. Clips that fail are listed in <root>/failed_frames.csv.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.errors import run
+from utils.lists import read_ave
+from utils.options import extraction_parser
+from utils.preprocessing import extract_all_frames, find_videos
+
+
+def main():
+    args = extraction_parser("Extract frames of AVE.", "train_test_data/AVE_Dataset", min_frames=1).parse_args()
+    ids = {clip_id for name in ("train", "val", "test") for clip_id, _ in read_ave(args.root / f"{name}Set.txt")}
+    videos, missing = find_videos(args.root / "AVE", ids)
+    target = args.root / f"Image-{args.fps:02d}-FPS-SE"
+    jobs = {clip_id: (video, target / clip_id) for clip_id, video in videos.items()}
+    extract_all_frames(jobs, target, args, missing)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,39 @@
+"""Kinetics-Sounds: {train,val}/<class>/<video>.mp4 -> one JPEG a second in a folder per video.
+
+    python data/KineticSound/video_preprocessing.py [--source train_test_data/kinect400/raw]
+           [--root train_test_data/kinect_sound] [--fps 1] [--min_frames 3] [--workers N]
+
+Into visual/{train_img,val_img}/Image-01-FPS/<class>/<video>/<frame index>.jpg. Keeps the classes of class.txt; spaces
+in the names of class folders become underscores. Runs in parallel and continues where it stopped. Clips that fail are
+listed in <root>/failed_frames.csv.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.errors import run
+from utils.lists import read_classes
+from utils.options import add_kinetics_source, extraction_parser
+from utils.preprocessing import extract_all_frames, find_class_videos
+
+FOLDERS = {"train": "train_img", "test": "val_img"}
+
+
+def main():
+    parser = extraction_parser(
+        "Extract frames of Kinetics-Sounds out of Kinetics-400.", "train_test_data/kinect_sound", min_frames=3
+    )
+    add_kinetics_source(parser)
+    args = parser.parse_args()
+    jobs, target = {}, args.root / "visual"
+    classes = read_classes(Path(__file__).with_name("class.txt"))
+    for split, name, video in find_class_videos(args.source, classes):
+        folder = target / FOLDERS[split] / f"Image-{args.fps:02d}-FPS" / name / video.stem
+        jobs[f"{split}/{name}/{video.name}"] = (video, folder)
+    extract_all_frames(jobs, target, args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,34 @@
+"""VGGSound: video/<id>.mp4 -> audio/{train,test}-audios/{train,test}-set/<id>.wav, 16 kHz.
+
+    python data/VGGSound/mp4_to_wav.py [--root train_test_data/vggsound] [--split_path data/VGGSound] [--workers N]
+
+<id> = <youtube id>_<start, 6 digits>, from the rows of vggsound.csv; those without a video are counted as missing. Runs
+in parallel and continues where it stopped. Clips that fail are listed in <root>/failed_sound.csv.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.errors import run
+from utils.lists import read_vggsound
+from utils.options import add_split_path, extraction_parser
+from utils.preprocessing import extract_all_sound, find_videos
+
+
+def main():
+    parser = extraction_parser("Extract the sound of VGGSound.", "train_test_data/vggsound")
+    add_split_path(parser, "data/VGGSound")
+    args = parser.parse_args()
+    splits = {clip_id: split for clip_id, _, split in read_vggsound(args.split_path / "vggsound.csv")}
+    videos, missing = find_videos(args.root / "video", splits)
+    jobs, target = {}, args.root / "audio"
+    for clip_id, video in videos.items():
+        split = splits[clip_id]
+        jobs[clip_id] = (video, target / f"{split}-audios" / f"{split}-set" / f"{clip_id}.wav")
+    extract_all_sound(jobs, target, args, missing)
+
+
+if __name__ == "__main__":
+    run(main)

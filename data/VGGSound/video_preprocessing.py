@@ -1,0 +1,35 @@
+"""VGGSound: video/<id>.mp4 -> video/{train,test}-set-img/Image-01-FPS/<id>.mp4/<frame index>.jpg, one frame a second.
+
+    python data/VGGSound/video_preprocessing.py [--root train_test_data/vggsound] [--split_path data/VGGSound]
+           [--fps 1] [--min_frames 3] [--workers N]
+
+<id> = <youtube id>_<start, 6 digits>, from the rows of vggsound.csv; those without a video are counted as missing. Runs
+in parallel and continues where it stopped. Clips that fail are listed in <root>/failed_frames.csv.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.errors import run
+from utils.lists import read_vggsound
+from utils.options import add_split_path, extraction_parser
+from utils.preprocessing import extract_all_frames, find_videos
+
+
+def main():
+    parser = extraction_parser("Extract frames of VGGSound.", "train_test_data/vggsound", min_frames=3)
+    add_split_path(parser, "data/VGGSound")
+    args = parser.parse_args()
+    splits = {clip_id: split for clip_id, _, split in read_vggsound(args.split_path / "vggsound.csv")}
+    jobs, target = {}, args.root / "video"
+    videos, missing = find_videos(target, splits)
+    for clip_id, video in videos.items():
+        folder = target / f"{splits[clip_id]}-set-img" / f"Image-{args.fps:02d}-FPS" / video.name
+        jobs[clip_id] = (video, folder)
+    extract_all_frames(jobs, target, args, missing)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,246 @@
+"""Kinetics-Sounds, VGGSound, AVE and Kinetics-400 in miniature, from raw clips to a validated model.
+
+A clip is told by its class's grey value and by a tone of its own, 500 Hz, 1000 Hz, ...
+"""
+
+import re
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+
+from dataset import DATASETS, build_dataset
+from dataset.clips import IMAGENET_MEAN, IMAGENET_STD, ClipDataset
+from tests.conftest import run_script, run_shell, write_video
+from utils import checkpoint
+from utils.errors import InputError
+
+SMALL = ["--image_size", 32, "--batch_size", 4, "--num_workers", 1, "--epochs", 2]
+
+
+def settings(dataset, audio_path, visual_path, split_path=None, **changes):
+    paths = {"audio_path": audio_path, "visual_path": visual_path, "split_path": split_path}
+    paths = {name: path and str(path) for name, path in paths.items()}
+    values = {
+        "dataset": dataset,
+        **paths,
+        "fps": 1,
+        "num_frame": None,
+        "image_size": 32,
+        "random_seed": 0,
+        "val_ratio": None,
+    }
+    return Namespace(**values | changes)
+
+
+def write_clip(path, grey, number, seconds=3):
+    write_video(path, [grey] * 10 * seconds, tone=500 * number if number else None)
+
+
+def tone_number(spectrogram, rate):
+    """Which clip a spectrogram (F, T) is of."""
+    frequency = spectrogram.exp().sum(dim=1).argmax().item() / (len(spectrogram) - 1) * rate / 2
+    assert abs(frequency / 500 - round(frequency / 500)) < 0.1
+    return round(frequency / 500)
+
+
+def grey_value(frames):
+    """The grey value of frames (3, N, H, W)."""
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return 255 * (frames * std + mean).mean().item()
+
+
+def check_items(dataset, expected, shape):
+    """Each clip with its own sound and pictures; expected: {id: (class, number of its tone, grey value)}."""
+    assert {clip.id for clip in dataset.clips} == set(expected)
+    for clip, (spectrogram, frames, label) in zip(dataset.clips, dataset, strict=True):
+        name, number, grey = expected[clip.id]
+        assert spectrogram.shape == shape and frames.shape == (3, dataset.num_frame, 32, 32)
+        assert dataset.classes[label] == name
+        assert tone_number(spectrogram, dataset.audio.rate) == number
+        assert abs(grey_value(frames) - grey) < 4
+
+
+def train_and_validate(script, args, folder):
+    """Two epochs through the dataset's script; returns what it printed."""
+    paths = [("--audio_path", args.audio_path), ("--visual_path", args.visual_path)]
+    paths += [("--split_path", args.split_path)] if args.split_path else []
+    flags = [word for pair in paths for word in pair]
+    done = run_shell(script, *flags, *SMALL, "--ckpt_path", folder / "run")
+    saved = checkpoint.load(folder / "run" / "last.pth")
+    assert saved["epoch"] == 1 and saved["settings"]["dataset"] == args.dataset
+    assert saved["model"]["fusion_module.fc_out.weight"].shape == (DATASETS[args.dataset].n_classes, 1024)
+    assert "\noverall " in done.stdout
+    return done.stdout, saved["settings"]
+
+
+@pytest.fixture(scope="session")
+def kinetics(tmp_path_factory):
+    """Kinetics-400 in its raw form: three classes, two of them of Kinetics-Sounds."""
+    raw = tmp_path_factory.mktemp("kinetics") / "raw"
+    write_clip(raw / "train" / "playing guitar" / "a.mp4", 40, 1)
+    write_clip(raw / "train" / "playing guitar" / "b_no_sound.mp4", 40, None)
+    write_clip(raw / "train" / "playing guitar" / "c.mkv", 40, 2)
+    write_clip(raw / "train" / "tap_dancing" / "d.mp4", 100, 3)
+    write_clip(raw / "train" / "tap_dancing" / "e_no_frames.mp4", 100, 4, seconds=2)
+    write_clip(raw / "train" / "tap_dancing" / "f.mp4", 100, 5, seconds=11)
+    write_clip(raw / "train" / "abseiling" / "g.mp4", 160, 6)
+    write_clip(raw / "val" / "playing guitar" / "h.mp4", 40, 7)
+    write_clip(raw / "val" / "tap_dancing" / "i.mp4", 100, 8)
+    write_clip(raw / "val" / "abseiling" / "j.mp4", 160, 9)
+    return raw
+
+
+def test_kinetics_sounds(kinetics, tmp_path):
+    flags = ["--source", kinetics, "--root", tmp_path, "--workers", 2]
+    assert "7 done, 0 already there, 1 failed" in run_script("data/KineticSound/mp4_to_wav.py", *flags).stdout
+    assert "7 done, 0 already there, 1 failed" in run_script("data/KineticSound/video_preprocessing.py", *flags).stdout
+    args = settings("KineticSound", tmp_path / "audio", tmp_path / "visual")
+    train, test = build_dataset(args, "train"), build_dataset(args, "test")
+    expected = {
+        "playing_guitar/a": ("playing_guitar", 1, 40),
+        "playing_guitar/c": ("playing_guitar", 2, 40),
+        "tap_dancing/d": ("tap_dancing", 3, 100),
+        "tap_dancing/f": ("tap_dancing", 5, 100),
+    }
+    check_items(train, expected, (129, 626))
+    assert train.skipped == ["playing_guitar/b_no_sound", "tap_dancing/e_no_frames"]
+    expected = {"playing_guitar/h": ("playing_guitar", 7, 40), "tap_dancing/i": ("tap_dancing", 8, 100)}
+    check_items(test, expected, (129, 626))
+    assert len(test.classes) == 33 and test.classes[0] == "blowing_nose" and test.classes[-1] == "playing_xylophone"
+
+    output, used = train_and_validate("ks_dgl.sh", args, tmp_path)
+    assert "KineticSound train: 4 clips, 2 skipped" in output
+    assert used["alpha"] == 3 and used["num_frame"] == 3 and used["learning_rate"] == 0.002
+
+    (tmp_path / "audio" / "test" / "yodelling").mkdir()
+    (tmp_path / "audio" / "test" / "yodelling" / "k.wav").touch()
+    with pytest.raises(InputError, match="yodelling"):
+        build_dataset(args, "test")
+
+
+def test_kinetics_400(kinetics, tmp_path):
+    flags = ["--source", kinetics, "--root", tmp_path, "--workers", 2]
+    run_script("data/kinect400/mp4_to_wav.py", *flags)
+    run_script("data/kinect400/video_preprocessing.py", *flags)
+    args = settings("kinect400", tmp_path / "audio", tmp_path / "visual")
+    expected = {
+        "playing_guitar/h": ("playing_guitar", 7, 40),
+        "tap_dancing/i": ("tap_dancing", 8, 100),
+        "abseiling/j": ("abseiling", 9, 160),
+    }
+    test = build_dataset(args, "test")
+    check_items(test, expected, (129, 1001))
+    assert test.classes == ("abseiling", "playing_guitar", "tap_dancing")
+    output, _ = train_and_validate("kinect400_dgl.sh", args, tmp_path)
+    assert "kinect400 train: 5 clips, 2 skipped" in output
+
+
+def test_vggsound(tmp_path):
+    rows = [("-0abc", 30, "people eating, noisily", "train"), ("b_c-d", 5, "dog barking", "train")]
+    rows += [("eeeee", 0, "dog barking", "train"), ("gone1", 10, "cat purring", "train")]
+    rows += [("ggggg", 120, "people eating, noisily", "test"), ("gone2", 7, "dog barking", "test")]
+    greys = {"people eating, noisily": 40, "dog barking": 100}
+    expected = {"train": {}, "test": {}}
+    for number, (video, start, label, split) in enumerate(rows, start=1):
+        if not video.startswith("gone"):
+            clip_id = f"{video}_{start:06d}"
+            write_clip(tmp_path / "video" / f"{clip_id}.mp4", greys[label], number)
+            expected[split][clip_id] = (label, number, greys[label])
+    lines = [f'{video},{start},"{label}",{split}\n' for video, start, label, split in rows]
+    (tmp_path / "vggsound.csv").write_text("".join(lines))
+
+    flags = ["--root", tmp_path, "--split_path", tmp_path, "--workers", 2]
+    for script in ("mp4_to_wav.py", "video_preprocessing.py"):
+        done = run_script(f"data/VGGSound/{script}", *flags)
+        assert "4 done, 0 already there, 0 failed, 2 missing" in done.stdout
+    assert (tmp_path / "audio" / "train-audios" / "train-set" / "-0abc_000030.wav").exists()
+    frames = tmp_path / "video" / "test-set-img" / "Image-01-FPS" / "ggggg_000120.mp4"
+    assert sorted(path.name for path in frames.iterdir()) == ["00000.jpg", "00010.jpg", "00020.jpg"]
+    args = settings("VGGSound", tmp_path / "audio", tmp_path / "video", tmp_path)
+    for split in ("train", "test"):
+        dataset = build_dataset(args, split)
+        check_items(dataset, expected[split], (129, 626))
+        assert len(dataset.skipped) == 1
+        assert dataset.classes == ("cat purring", "dog barking", "people eating, noisily")
+    output, used = train_and_validate("vggsound_dgl.sh", args, tmp_path)
+    assert "VGGSound train: 3 clips, 1 skipped" in output and used["alpha"] == 2
+
+
+def test_ave(tmp_path):
+    rows = {"train": [("Church bell", "-a"), ("Banjo", "b"), ("Banjo", "c")], "val": [("Frying (food)", "d")]}
+    rows["test"] = [("Church bell", "e"), ("Banjo", "gone")]
+    greys = {"Church bell": 40, "Banjo": 100, "Frying (food)": 160}
+    expected, number = {name: {} for name in rows}, 0
+    for name, pairs in rows.items():
+        lines = [f"{category}&{clip_id}&good&0&10\n" for category, clip_id in pairs]
+        (tmp_path / f"{name}Set.txt").write_text("".join(lines))
+        for category, clip_id in pairs:
+            if clip_id != "gone":
+                number += 1
+                write_clip(tmp_path / "AVE" / f"{clip_id}.mp4", greys[category], number)
+                expected[name][clip_id] = (category, number, greys[category])
+    for script in ("mp4_to_wav.py", "video_preprocessing.py"):
+        done = run_script(f"data/AVE/{script}", "--root", tmp_path, "--workers", 2)
+        assert "5 done, 0 already there, 0 failed, 1 missing" in done.stdout
+    assert (tmp_path / "Image-01-FPS-SE" / "d" / "00020.jpg").exists()
+    args = settings("AVE", tmp_path / "Audios", tmp_path, tmp_path)
+    for split in ("train", "test"):
+        dataset = build_dataset(args, split)
+        check_items(dataset, expected[split], (257, 259))
+        assert dataset.classes == ("Banjo", "Church bell", "Frying (food)")
+    train_and_validate("ave_dgl.sh", args, tmp_path)
+
+
+def test_sound_is_cropped_anywhere_in_training_and_in_the_middle_in_evaluation():
+    """Samples that are their own index: 12 s, cropped to 5 s; and 4 s, repeated to 10 s before."""
+    audio = DATASETS["KineticSound"].audio
+
+    def crop(samples, training=False):
+        return ClipDataset.crop_sound(Namespace(audio=audio, training=training), samples)
+
+    long, short = np.arange(12 * 16000), np.arange(4 * 16000)
+    assert (crop(long) == np.arange(56000, 56000 + 80000)).all()
+    assert (crop(short) == np.tile(short, 3)[40000:120000]).all()
+    starts = [crop(long, training=True)[0] for _ in range(300)]
+    assert min(starts) < 8000 and 104000 < max(starts) <= 112000
+
+
+BAD_LISTS = {
+    "VGGSound": {
+        "columns": ("vggsound.csv", "abc,30,dog barking\n", "line 1"),
+        "start": ("vggsound.csv", "abc,30,dog,train\nabc,half,dog,train\n", "line 2"),
+        "split": ("vggsound.csv", "abc,30,dog,val\n", "line 1"),
+        "path": ("vggsound.csv", "../../abc,30,dog,train\n", "line 1"),
+        "empty": ("vggsound.csv", "", "empty"),
+        "missing": ("elsewhere.csv", "", "no such list"),
+    },
+    "AVE": {
+        "columns": ("trainSet.txt", "Banjo&abc&good&0\n", "line 1"),
+        "header": ("testSet.txt", "Category&VideoID&Quality&StartTime&EndTime\n", "line 1"),
+        "path": ("valSet.txt", "Banjo&..&good&0&10\n", "line 1"),
+        "classes": ("trainSet.txt", "".join(f"{k}&a&good&0&10\n" for k in range(29)), "29 classes"),
+    },
+    "KineticSound": {
+        "path": ("class.txt", "singing\n../..\n", "line 2"),
+        "classes": ("class.txt", "".join(f"{k}\n" for k in range(35)), "35 classes"),
+    },
+}
+
+
+@pytest.mark.parametrize(("dataset", "case"), [(name, case) for name, cases in BAD_LISTS.items() for case in cases])
+def test_bad_lists_are_named_with_their_line(tmp_path, dataset, case):
+    name, content, words = BAD_LISTS[dataset][case]
+    for other in ("trainSet.txt", "valSet.txt", "testSet.txt"):
+        (tmp_path / other).write_text("1&a&good&0&10\n")
+    (tmp_path / name).write_text(content)
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "train" / "1").mkdir(parents=True)
+    (tmp_path / "train" / "1" / "a.wav").touch()
+    for frames in (tmp_path / "Image-01-FPS-SE" / "a", tmp_path / "train_img" / "Image-01-FPS" / "1" / "a"):
+        frames.mkdir(parents=True)
+        (frames / "00000.jpg").touch()
+    args = settings(dataset, tmp_path, tmp_path, tmp_path, num_frame=1)
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path))}.*{words}"):
+        build_dataset(args, "train")

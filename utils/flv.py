@@ -1,0 +1,42 @@
+"""FLV clips cut down to the pictures that are wanted: decoding is nearly all of the time that extraction takes."""
+
+AUDIO, VIDEO, SCRIPT = 8, 9, 18  # types of a tag
+HEAD, TAIL = 11, 4  # bytes before and after a tag's data
+SORENSON = 2  # codec number of FLV's own H.263, in which a tag is a picture and pictures stay in order
+KEY, DISPOSABLE = 1, 3  # the kinds of a picture are 1 to 3; one that is no key depends on those since the last key
+
+
+def shorten_flv(data, step):
+    """The FLV file `data` without sound and without the pictures that frames 0, step, 2 step, ... do not depend on.
+
+    Layout as in Adobe's "Video File Format Specification", version 10, annex E.
+
+    Returns:
+        (bytes, numbers of the pictures left in it), or None if `data` is another kind of file, or damaged.
+    """
+    if data[:3] != b"FLV":
+        return None
+    position = int.from_bytes(data[5:9], "big") + TAIL
+    parts, numbers = [data[:4], b"\1", data[5:position]], []  # 1: video alone
+    number, since_key = 0, []
+    while position + HEAD < len(data):
+        end = position + HEAD + int.from_bytes(data[position + 1 : position + 4], "big") + TAIL
+        tag = data[position:end]
+        if tag[0] == VIDEO:
+            kind, codec = divmod(tag[HEAD], 16)
+            if codec != SORENSON or not KEY <= kind <= DISPOSABLE:
+                return None
+            if kind == KEY:
+                since_key = []
+            since_key.append((number, tag))
+            if number % step == 0:
+                numbers += [number for number, _ in since_key]
+                parts += [tag for _, tag in since_key]
+                since_key = []
+            number += 1
+        elif tag[0] == SCRIPT:
+            parts.append(tag)
+        elif tag[0] != AUDIO:
+            return None
+        position = end
+    return b"".join(parts), numbers

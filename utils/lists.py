@@ -1,0 +1,110 @@
+"""The lists that come with the datasets: which clips there are, of which class and in which split."""
+
+import csv
+
+from utils.errors import InputError
+
+CREMAD_EMOTIONS = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
+
+
+def read_rows(path, form, delimiter=","):
+    """Yield (where, cells) for every row of a UTF-8 list without a header; `where` names file and line for messages.
+
+    Cells are stripped, blank lines and a byte order mark ignored. `form` shows a row, such as '<id>,<class>'.
+
+    Raises:
+        InputError: the list is missing, empty or not text, or a row has another number of cells.
+    """
+    width, empty = form.count(delimiter) + 1, True
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, delimiter=delimiter)
+            for row in reader:
+                if not row:
+                    continue
+                where, empty = f"{path}, line {reader.line_num}", False
+                if len(row) != width:
+                    raise InputError(f"{where}: {delimiter.join(row)!r} is not {form!r}; mend the line")
+                yield where, [cell.strip() for cell in row]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such list; get or make it as the dataset's readme says") from None
+    except (OSError, UnicodeDecodeError, csv.Error):
+        raise InputError(f"{path}: not a readable UTF-8 list of {form!r} rows; get or make it again") from None
+    if empty:
+        raise InputError(f"{path}: an empty list; get or make it again from clips that are there")
+
+
+def check_name(name, where):
+    """Return `name` if it is good for a file in its folder.
+
+    Raises:
+        InputError: it is empty, or leads elsewhere.
+    """
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise InputError(f"{where}: {name!r} is not a clip's name; mend the line")
+    return name
+
+
+def whole_number(text, where):
+    """Text as a number of seconds, 0 or more.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(f"{where}: {text!r} is not a number of seconds; mend the line")
+    return int(text)
+
+
+def read_split(path, classes):
+    """A split list, rows `<id>,<class>` -> [(id, label), ...].
+
+    Raises:
+        InputError: the list or a row is wrong.
+    """
+    labels = {name: label for label, name in enumerate(classes)}
+    rows = []
+    for where, (clip_id, name) in read_rows(path, "<id>,<class>"):
+        if name not in labels:
+            raise InputError(f"{where}: {clip_id} has the unknown class {name!r}; known: {', '.join(classes)}")
+        rows.append((check_name(clip_id, where), labels[name]))
+    return rows
+
+
+def read_classes(path):
+    """A list of class names, one a line -> the names in order.
+
+    Raises:
+        InputError: the list or a row is wrong.
+    """
+    return [check_name(name, where) for where, (name,) in read_rows(path, "<class>")]
+
+
+def read_vggsound(path):
+    """vggsound.csv, rows `<youtube id>,<start>,<label>,<split>` -> [(clip id, label, "train" or "test"), ...].
+
+    The clip id is `<youtube id>_<start, 6 digits>`.
+
+    Raises:
+        InputError: the list or a row is wrong.
+    """
+    rows = []
+    for where, (video, start, label, split) in read_rows(path, "<id>,<start>,<label>,<split>"):
+        if split not in ("train", "test"):
+            raise InputError(f"{where}: the split is {split!r}, neither train nor test; mend the line")
+        rows.append((f"{check_name(video, where)}_{whole_number(start, where):06d}", label, split))
+    return rows
+
+
+def read_ave(path):
+    """A list of AVE, rows `category&id&quality&start&end` -> [(id, category), ...].
+
+    Raises:
+        InputError: the list or a row is wrong.
+    """
+    rows = []
+    for where, (category, clip_id, _, start, end) in read_rows(path, "category&id&quality&start&end", delimiter="&"):
+        for seconds in (start, end):
+            whole_number(seconds, where)
+        rows.append((check_name(clip_id, where), category))
+    return rows
