@@ -6,6 +6,8 @@
 The method is `dgl_step` below and the base class in models/fusion_modules.py: `grep -rn "DGL (" --include=*.py .`
 """
 
+import csv
+import io
 import json
 import os
 import sys
@@ -19,6 +21,7 @@ from tqdm import tqdm
 
 from dataset import DATASETS, build_loader, fill_defaults
 from dataset.clips import derived_seed
+from dataset.damage import refuse_much_damage
 from models.basic_model import MODALITIES, AVClassifier
 from models.fusion_modules import FUSION_MODULES
 from utils import checkpoint, options
@@ -160,6 +163,7 @@ def train(args):
     loaders = {split: build_loader(args, split, device) for split in dict.fromkeys(("train", chosen_on, "test"))}
     for split, loader in loaders.items():
         print(f"{args.dataset} {split}: {loader.dataset}")
+    refuse_much_damage([loader.dataset for loader in loaders.values()], args.max_skipped)
 
     torch.manual_seed(args.random_seed)
     model = AVClassifier(DATASETS[args.dataset].n_classes, args.fusion_method, args.modality)
@@ -184,6 +188,7 @@ def train(args):
             state = checkpoint.resume(last_path, vars(args), model, optimizer, scheduler)
             print(f"resuming in epoch {state['progress']['epoch']} after {state['progress']['step']} steps")
         write_log(log_path, state["log"])
+        write_skipped(os.path.join(args.ckpt_path, "skipped.csv"), loaders)
         if os.path.exists(result_path):
             os.remove(result_path)
         board = open_board(args, state["progress"]["epoch"]) if args.use_tensorboard else None
@@ -237,6 +242,14 @@ def best_of(log):
 
 def write_log(path, log):
     write_text(path, "".join(json.dumps(row) + "\n" for row in log))
+
+
+def write_skipped(path, loaders):
+    """Write `split,clip,reason` of every clip that is left out."""
+    file = io.StringIO()
+    rows = [(split, *clip) for split, loader in loaders.items() for clip in loader.dataset.left_out()]
+    csv.writer(file, lineterminator="\n").writerows([("split", "clip", "reason"), *rows])
+    write_text(path, file.getvalue())
 
 
 def open_board(args, epoch):

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from dataset.ave import AVE
 from dataset.clips import AudioSettings, ClipDataset, EpochSampler
 from dataset.cremad import CREMAD
+from dataset.damage import leave_out_damaged
 from dataset.kinetics import Kinetics400, KineticSound
 from dataset.vggsound import VGGSound
 from utils.errors import InputError
@@ -73,9 +74,11 @@ def ignore_signals(_):
 def build_loader(args, split, device, training=None):
     """A DataLoader over `build_dataset(args, split, training)`, in random order for training, whole to the last clip.
 
+    Clips that cannot be decoded are left out.
     The number of workers changes the speed and nothing else. Pinned memory on CUDA.
     """
     dataset = build_dataset(args, split, training)
+    leave_out_damaged(dataset, args)
     workers = args.num_workers
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 16)

@@ -54,6 +54,8 @@ def derived_seed(*parts):
 def load_waveform(path, rate):
     """A sound file as mono float32 samples (n,) at `rate` Hz, resampled as librosa.load does (soxr, high quality).
 
+    `rate` None leaves the file's own.
+
     Raises:
         InputError: the file is missing, unreadable or holds no sample.
     """
@@ -65,7 +67,7 @@ def load_waveform(path, rate):
     if not len(samples):
         raise InputError(f"{path}: holds no sound; restore it or take its clip off the split list")
     samples = samples.mean(axis=1)
-    if file_rate != rate:
+    if rate and file_rate != rate:
         length = -(-len(samples) * rate // file_rate)  # rounded up
         samples = soxr.resample(samples, file_rate, rate, quality="HQ")[:length]
         samples = np.pad(samples, (0, length - len(samples)))
@@ -155,6 +157,7 @@ class ClipDataset(Dataset):
     Attributes:
         clips: the index, a list of Clip.
         skipped: ids of the split that have no sound or fewer than N frames.
+        damaged: {id: reason} of clips that cannot be decoded, see dataset/damage.py.
         classes: names of the classes, in the order of their labels.
 
     Raises:
@@ -176,7 +179,7 @@ class ClipDataset(Dataset):
             augmentation = [transforms.Resize(size)]
         normalisation = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         self.transform = transforms.Compose(augmentation + normalisation)
-        self.clips, self.skipped = [], []
+        self.clips, self.skipped, self.damaged = [], [], {}
         for clip in self.index(args, "test" if split == "test" else "train"):
             if clip.wav and len(clip.frames) >= num_frame:
                 self.clips.append(clip)
@@ -196,10 +199,19 @@ class ClipDataset(Dataset):
                 )
 
     def __str__(self):
-        """The number of clips, and of those skipped with the first one's name."""
-        if not self.skipped:
-            return f"{len(self)} clips"
-        return f"{len(self)} clips, {len(self.skipped)} skipped for want of sound or frames, {self.skipped[0]} first"
+        """The number of clips, and of those left out with the first one's name."""
+        text = f"{len(self)} clips"
+        if self.skipped:
+            text += f", {len(self.skipped)} skipped for want of sound or frames, {self.skipped[0]} first"
+        if self.damaged:
+            text += f", {len(self.damaged)} skipped as damaged, {next(iter(self.damaged))} first"
+        return text
+
+    def left_out(self):
+        """Yield (id, reason) of every clip of the split that is left out."""
+        for clip_id in self.skipped:
+            yield clip_id, f"no sound, or fewer than {self.num_frame} frame(s)"
+        yield from self.damaged.items()
 
     def index(self, args, split):
         """Yield a Clip per entry of the split; `wav` is "" where there is no sound file.

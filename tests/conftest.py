@@ -59,7 +59,8 @@ def write_video(path, greys, rate=10, codec="libx264", tone=None):
 
 
 def data_flags(root):
-    return ["--audio_path", root / "AudioWAV", "--visual_path", root, "--split_path", root]
+    paths = ["--audio_path", root / "AudioWAV", "--visual_path", root, "--split_path", root]
+    return [*paths, "--cache_path", root / ".cache"]
 
 
 SMALL = ["--image_size", 32, "--batch_size", 8, "--num_workers", 1]

@@ -66,6 +66,7 @@ def train_and_validate(script, args, folder):
     """Two epochs through the dataset's script; returns what it printed."""
     paths = [("--audio_path", args.audio_path), ("--visual_path", args.visual_path)]
     paths += [("--split_path", args.split_path)] if args.split_path else []
+    paths += [("--cache_path", folder / ".cache")]
     flags = [word for pair in paths for word in pair]
     done = run_shell(script, *flags, *SMALL, "--ckpt_path", folder / "run")
     saved = checkpoint.load(folder / "run" / "last.pth")

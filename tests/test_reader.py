@@ -29,6 +29,7 @@ def settings(root, **changes):
         "image_size": 64,
         "random_seed": 0,
         "val_ratio": None,
+        "cache_path": str(root / ".cache"),
         "batch_size": 4,
         "num_workers": 0,
     }

@@ -50,7 +50,19 @@ def main():
 
     command = [sys.executable, "main_dgl.py", "--train", "--resume", "--visual_path", args.corpus.absolute()]
     command += ["--audio_path", args.corpus.absolute() / "AudioWAV", "--split_path", args.corpus.absolute()]
-    command += ["--image_size", "32", "--batch_size", "4", "--epochs", "6", "--num_workers", "1", *flags]
+    command += [
+        "--cache_path",
+        args.out.absolute() / "cache",
+        "--image_size",
+        "32",
+        "--batch_size",
+        "4",
+        "--epochs",
+        "6",
+        "--num_workers",
+        "1",
+        *flags,
+    ]
 
     def start(name):
         return subprocess.Popen(

@@ -10,10 +10,8 @@ from utils.errors import InputError
 from utils.files import replacing
 
 # Settings that a resumed run may change: how long, where, and on what machine it runs.
-FREE_SETTINGS = {
-    "epochs", "audio_path", "visual_path", "split_path", "num_workers", "train", "resume", "ckpt_path", "device",
-    "gpu_ids", "use_tensorboard", "tensorboard_path",
-}  # fmt: skip
+FREE_SETTINGS = {"train", "resume", "epochs", "audio_path", "visual_path", "split_path", "cache_path", "max_skipped"}
+FREE_SETTINGS |= {"num_workers", "device", "gpu_ids", "ckpt_path", "use_tensorboard", "tensorboard_path"}
 
 
 def save(path, model, settings, **state):

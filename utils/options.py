@@ -43,6 +43,14 @@ def ratio(text):
     return value
 
 
+def share(text):
+    """An argparse type: a number from 0 to 1."""
+    value = at_least(0, float)(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above 1")
+    return value
+
+
 def integers(text):
     """An argparse type: '[70]', '30,60' or '30 60' -> a list of integers of at least 0; '[]' is the empty list."""
     return [at_least(0)(word) for word in text.strip().strip("[]()").replace(",", " ").split()]
@@ -81,6 +89,12 @@ def add_data_flags(parser, datasets):
         metavar="R",
         help="hold out this share of the training clips, stratified and by seed, and choose the best epoch on them "
         "(default: none held out, the best epoch is chosen on the test set, as in the literature)",
+    )
+    group.add_argument(
+        "--cache_path",
+        default="train_test_data/.cache",
+        metavar="DIR",
+        help="what is remembered of the data between runs; may be deleted at any time (default: %(default)s)",
     )
     group.add_argument("--batch_size", type=at_least(1), default=64, metavar="N", help="clips per batch (default: 64)")
     group.add_argument(
@@ -179,6 +193,13 @@ def training_parser(datasets, fusion_methods, modalities):
 
     group = parser.add_argument_group("run")
     group.add_argument("--train", action="store_true", help="train; without it, evaluate CKPT_PATH/best.pth")
+    group.add_argument(
+        "--max_skipped",
+        type=share,
+        default=0.05,
+        metavar="R",
+        help="go on without damaged clips up to this share of all clips (default: 0.05)",
+    )
     group.add_argument(
         "--resume",
         action="store_true",

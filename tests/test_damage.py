@@ -1,0 +1,104 @@
+"""Clips that cannot be decoded: found before training, left out, listed; remembered while their files stay the same."""
+
+import csv
+import random
+import shutil
+
+import pytest
+
+import main_dgl
+import valid
+from dataset import build_loader, damage
+from tests.conftest import SMALL, data_flags, run_here
+from tests.test_reader import settings
+from utils.device import choose_device
+
+DAMAGES = {
+    "truncated": lambda content: content[: len(content) * 2 // 3],
+    "zeroed": lambda content: bytes(len(content)),
+    "text": lambda content: b"404 Not Found\n",
+    "empty": lambda content: b"",
+}
+
+
+@pytest.fixture
+def moved(corpus, tmp_path):
+    """The corpus of 18 and 6 clips, to be damaged."""
+    shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
+    return tmp_path / "moved"
+
+
+def hurt(path, kind):
+    path.write_bytes(DAMAGES[kind](path.read_bytes()))
+
+
+def listed(folder):
+    with open(folder / "skipped.csv", newline="") as file:
+        return {row["clip"]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("medium", ["sound", "picture"])
+def test_each_kind_of_damage_is_found(moved, kind, medium):
+    loader = build_loader(settings(moved), "train", choose_device("cpu"))
+    assert len(loader.dataset) == 18 and not loader.dataset.damaged
+    clip = loader.dataset.clips[7]
+    name = f"AudioWAV/{clip.id}.wav" if medium == "sound" else f"Image-01-FPS/{clip.id}/{clip.frames[-1]}"
+    hurt(moved / name, kind)
+    loader = build_loader(settings(moved), "train", choose_device("cpu"))
+    assert list(loader.dataset.damaged) == [clip.id] and name in loader.dataset.damaged[clip.id]
+    assert len(loader.dataset) == 17 and len(loader.sampler) == 17 and clip.id in str(loader.dataset)
+
+
+def test_training_goes_on_without_damaged_clips_and_lists_each(moved, tmp_path, capsys):
+    """A tenth of the clips, drawn at random; one more has no sound at all."""
+    rng = random.Random(0)
+    ids = sorted(path.stem for path in (moved / "AudioWAV").glob("*.wav"))
+    *chosen, silent = rng.sample(ids, 4)
+    for clip_id, kind in zip(chosen, ("truncated", "zeroed", "text"), strict=True):
+        files = [moved / "AudioWAV" / f"{clip_id}.wav", *sorted((moved / "Image-01-FPS" / clip_id).iterdir())]
+        hurt(rng.choice(files), kind)
+    (moved / "AudioWAV" / f"{silent}.wav").unlink()
+    command = ["--train", *data_flags(moved), *SMALL, "--epochs", 1, "--ckpt_path", tmp_path / "run"]
+    with pytest.raises(SystemExit) as end:
+        run_here(main_dgl, *command)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and len(error.splitlines()) == 1
+    assert "3 of 23 clips" in error and "--max_skipped 0.05" in error and not (tmp_path / "run").exists()
+
+    run_here(main_dgl, *command, "--max_skipped", 0.15)
+    rows = listed(tmp_path / "run")
+    assert set(rows) == {*chosen, silent}
+    assert all(clip_id in row["reason"] for clip_id, row in rows.items() if clip_id != silent)
+    assert rows[silent]["reason"].startswith("no sound")
+    tests = {line.split(",")[0] for line in (moved / "test.csv").read_text().splitlines()}
+    assert all((row["split"] == "test") == (clip_id in tests) for clip_id, row in rows.items())
+    capsys.readouterr()
+    run_here(valid, "--ckpt_path", tmp_path / "run" / "best.pth")
+    assert f"test: {6 - len(tests & rows.keys())} clips" in capsys.readouterr().out
+
+
+def test_unchanged_clips_are_not_decoded_again(moved, monkeypatch, capsys):
+    looked_at = []
+    process = damage.process_clips
+    monkeypatch.setattr(
+        damage, "process_clips", lambda f, jobs, n: looked_at.append(sorted(jobs)) or process(f, jobs, n)
+    )
+
+    def build():
+        looked_at.clear()
+        return build_loader(settings(moved), "test", choose_device("cpu")).dataset
+
+    ids = sorted(clip.id for clip in build().clips)
+    assert looked_at == [ids]
+    build()
+    assert looked_at == []
+    hurt(moved / "AudioWAV" / f"{ids[2]}.wav", "text")
+    assert list(build().damaged) == [ids[2]] and looked_at == [[ids[2]]]
+    assert list(build().damaged) == [ids[2]] and looked_at == []
+    for remembered in (moved / ".cache" / "checked").iterdir():
+        remembered.write_text('{"half": [')
+    assert list(build().damaged) == [ids[2]] and looked_at == [ids]
+    shutil.rmtree(moved / ".cache")
+    (moved / ".cache").write_text("no folder")
+    assert list(build().damaged) == [ids[2]] and "--cache_path" in capsys.readouterr().err
