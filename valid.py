@@ -7,8 +7,6 @@ Model and data are rebuilt from the settings in the checkpoint; any other flag o
 authors' own code records no dataset, so name it: --dataset CREMAD.
 """
 
-from argparse import Namespace
-
 import torch
 
 from dataset import DATASETS, build_loader
@@ -19,6 +17,8 @@ from utils.errors import InputError, run
 from utils.evaluation import BRANCHES, accuracy, evaluate
 from utils.files import write_json
 from utils.linear_probe import linear_probe
+
+OF_THE_MACHINE = {"ckpt_path", "device", "gpu_ids", "num_workers"}  # settings of the run that made the checkpoint
 
 
 def validate(path, typed):
@@ -34,16 +34,8 @@ def validate(path, typed):
     saved = checkpoint.load(path)
     if saved["authors"] and "dataset" not in typed:
         raise InputError(f"{path}: of the authors' format, which records no dataset; add --dataset NAME")
-    parser = options.validation_parser(tuple(DATASETS))
-    defaults = parser.parse_args(["--ckpt_path", path])
-    overridable = {name: value for name, value in typed.items() if name in vars(defaults)}
-    recorded = saved["settings"]
-    if overridable.get("dataset", recorded.get("dataset")) != recorded.get("dataset"):
-        recorded = {name: recorded[name] for name in ("fusion_method", "modality")}
-    machine = {"device": "auto", "gpu_ids": [], "num_workers": None}
-    args = Namespace(**{**vars(defaults), "random_seed": 0, **recorded, **machine, **overridable})
+    args = rebuild_settings(path, saved, typed)
     model = build_model(args, saved["model"], path)
-
     device = choose_device(args.device, args.gpu_ids)
     loader = build_loader(args, "test", device)
     model.to(device, memory_format=torch.channels_last)
@@ -62,18 +54,39 @@ def validate(path, typed):
         write_json(args.json, {**figures, **accuracies, "linear_probe": probe})
 
 
+def rebuild_settings(path, saved, typed):
+    """The settings of the checkpoint's model and data, overridden by the flags that were typed -> Namespace.
+
+    Raises:
+        InputError: the checkpoint's settings are not of a kind that could have been typed.
+    """
+    parser = options.validation_parser(tuple(DATASETS))
+    defaults = vars(parser.parse_args(["--ckpt_path", path]))
+    overridden = {name: value for name, value in typed.items() if name in defaults}
+    recorded = saved["settings"]
+    if overridden.get("dataset", recorded.get("dataset")) != recorded.get("dataset"):
+        recorded = {name: recorded.get(name) for name in ("fusion_method", "modality")}
+    of_data = {name: value for name, value in recorded.items() if name in defaults.keys() - OF_THE_MACHINE}
+    try:
+        args = options.parse_settings(parser, of_data | {"ckpt_path": path})
+    except InputError as error:
+        raise InputError(f"{path}: its settings are of no use: {error}") from None
+    for name, default in (("fusion_method", "concat"), ("modality", "full"), ("random_seed", 0)):
+        setattr(args, name, recorded.get(name, default))
+    vars(args).update(overridden)
+    return args
+
+
 def build_model(args, weights, path):
     """AVClassifier with the checkpoint's weights, loaded strictly.
 
     Raises:
         InputError: the weights are of another model.
     """
-    if args.dataset not in DATASETS:
-        raise InputError(f"{path}: made for the unknown dataset {args.dataset!r}; name one of {', '.join(DATASETS)}")
     try:
         model = AVClassifier(DATASETS[args.dataset].n_classes, args.fusion_method, args.modality)
         model.load_state_dict(weights)
-    except (RuntimeError, ValueError, AttributeError) as error:
+    except (RuntimeError, ValueError, AttributeError, TypeError) as error:
         reason = checkpoint.first_line(error) if isinstance(error, ValueError) else "its weights do not fit"
         raise InputError(
             f"{path}: not a checkpoint for {args.dataset} ({reason}); check --dataset and the file"

@@ -36,7 +36,8 @@ def leave_out_damaged(dataset, args):
     dataset.damaged = {clip_id: known[clip_id][1] for clip_id in found if known[clip_id][1]}
     dataset.clips = [clip for clip in dataset.clips if clip.id not in dataset.damaged]
     if not dataset.clips:
-        raise InputError(f"{args.dataset}: no clip is left that can be decoded; restore the files")
+        reason = next(iter(dataset.damaged.values()))
+        raise InputError(f"{args.dataset}: no clip is left that can be decoded; restore them; the first: {reason}")
 
 
 def refuse_much_damage(datasets, max_skipped):

@@ -1,7 +1,6 @@
 """The scripts as a user runs them: train, validate, override, the authors' checkpoints, and one line for bad input."""
 
 import json
-import pickle
 import re
 import shutil
 from collections import Counter
@@ -212,80 +211,7 @@ def test_film_of_the_authors_is_bilinear(tmp_path):
     assert set(loaded["model"]) == {"audio_net.weight", "audio_net.bias"}
 
 
-class Malicious:
-    def __reduce__(self):
-        return (print, ("code ran",))
-
-
-def test_bad_checkpoints_are_one_line(trained, tmp_path, refused):
-    good = (trained[0] / "best.pth").read_bytes()
-    (tmp_path / "empty.pth").write_bytes(b"")
-    (tmp_path / "text.pth").write_text("accuracy 78.12\n")
-    (tmp_path / "truncated.pth").write_bytes(good[: len(good) // 2])
-    (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"model": {}}))
-    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
-    torch.save({"model": {"weight": torch.zeros(2)}, "settings": {"dataset": "CREMAD"}}, tmp_path / "other.pth")
-    torch.save({"model": {"weight": torch.zeros(2)}, "settings": 4}, tmp_path / "settings.pth")
-    torch.save({"model": Malicious()}, tmp_path / "malicious.pth")
-    for path in (tmp_path, tmp_path / "missing.pth", *sorted(tmp_path.glob("*.pth"))):
-        assert str(path) in refused(valid, "--ckpt_path", path)
-
-
-BAD_FLAGS = {
-    "unknown flag": ["--alhpa", "4"],
-    "alpha": ["--alpha", "-1"],
-    "alpha not finite": ["--alpha", "inf"],
-    "batch size": ["--batch_size", "0"],
-    "epochs": ["--epochs", "many"],
-    "learning rate": ["--learning_rate", "0"],
-    "decay step": ["--lr_decay_step", "[seventy]"],
-    "fusion": ["--fusion_method", "mean"],
-    "dataset": ["--dataset", "CREMA-D"],
-    "modulation of dgl": ["--modulation", "OGM_GE"],
-    "ablation of joint": ["--no_mgt", "--method", "joint"],
-    "method of one encoder": ["--modality", "audio", "--method", "joint"],
-    "ablation of one encoder": ["--modality", "visual", "--no_ugt"],
-    "window upside down": ["--modulation_starts", "5", "--modulation_ends", "4"],
-    "ogm_alpha": ["--ogm_alpha", "-0.1"],
-    "all held out": ["--val_ratio", "1"],
-    "device": ["--device", "cuda:99"],
-    "device's name": ["--device", "gpu"],
-    "no such folder": ["--audio_path", "/nonexistent/wav"],
-    "no such frames": ["--visual_path", "/nonexistent/frames"],
-    "frames at another rate": ["--fps", "7"],
-    "no such list": ["--split_path", "/nonexistent/lists"],
-    "too many frames": ["--num_frame", "99"],
-}
-
-
-@pytest.mark.parametrize("flags", BAD_FLAGS.values(), ids=BAD_FLAGS)
-def test_bad_flags_are_one_line(corpus, tmp_path, refused, flags):
-    target = tmp_path / "run"
-    message = refused(main_dgl, "--train", *data_flags(corpus), *SMALL, "--ckpt_path", target, *flags)
-    assert flags[0] in message or flags[1] in message
-    assert not target.exists()
-
-
 def test_a_wrong_flag_as_a_user_types_it():
     for script in ("main_dgl.py", "valid.py"):
         done = run_script(script, "--alhpa", "4", check=False)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith(script)
-
-
-BAD_LISTS = {
-    "empty": b"",
-    "blank lines": b"\n\n",
-    "unknown emotion": b"1001_D00_ANG_XX,JOY\n",
-    "no emotion": b"1001_D00_ANG_XX\n",
-    "path escape": b"../../secret,ANG\n",
-    "not text": b"\xff\xfe\x00\x80",
-}
-
-
-@pytest.mark.parametrize("content", BAD_LISTS.values(), ids=BAD_LISTS)
-def test_bad_lists_are_one_line(corpus, tmp_path, refused, content):
-    (tmp_path / "train.csv").write_bytes(content)
-    shutil.copy(corpus / "test.csv", tmp_path)
-    flags = [*data_flags(corpus), *SMALL, "--split_path", tmp_path, "--ckpt_path", tmp_path / "run"]
-    assert "train.csv" in refused(main_dgl, "--train", *flags)
-    assert not (tmp_path / "run").exists()
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and f"{script} --help" in done.stderr

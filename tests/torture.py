@@ -3,7 +3,7 @@
     python tests/torture.py CORPUS OUT [--kills 25] [--seed 0] [flags of main_dgl.py]
 
 CORPUS is a folder in CREMA-D's layout with train.csv and test.csv, such as train_test_data/demo/CREMA-D; OUT is an
-empty folder. Every third kill strikes while a checkpoint is being written.
+empty folder. The first and every third kill after it strike while a checkpoint is being written.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main():
     while True:
         process = start("killed")
         if kills < args.kills:
-            if kills % 3 == 2:
+            if kills % 3 == 0:
                 while process.poll() is None and not list(folder.glob("*.partial")):
                     time.sleep(0.001)
                 time.sleep(rng.uniform(0, 0.1))

@@ -54,7 +54,11 @@ def resume(path, settings, model, optimizer, scheduler):
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
-    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        progress, log = saved["progress"], saved["log"]
+        usable = progress["epoch"] >= 0 and progress["step"] >= 0 and progress["total"].shape == (3,)
+        if not usable or not all(row["fused"] >= 0 for row in log):
+            raise ValueError("its progress makes no sense")
+    except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: does not fit this run ({first_line(error)}); choose another --ckpt_path") from None
     return saved
 

@@ -23,7 +23,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists every flag\n")
+        raise InputError(f"{message}; {self.prog} --help lists every flag")
 
 
 def run(main):

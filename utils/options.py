@@ -286,6 +286,15 @@ def extraction_parser(description, root, min_frames=None):
     return parser
 
 
+def parse_settings(parser, settings):
+    """Settings, {name: plain value}, as if they had been typed; None is not.
+
+    Raises:
+        InputError: a value that its flag does not take.
+    """
+    return parser.parse_args([f"--{name}={value}" for name, value in settings.items() if value is not None])
+
+
 def parse(parser, argv=None):
     """Parse argv -> (args, typed): every flag with its default, and a dict of only those that were typed."""
     args = parser.parse_args(argv)

@@ -1,0 +1,237 @@
+"""Bad input of every kind: one line on stderr that names it, exit status 2, no traceback, no file left behind."""
+
+import pickle
+import shutil
+
+import pytest
+import torch
+
+import main_dgl
+import valid
+from data.AVE import mp4_to_wav as ave_sound
+from data.AVE import video_preprocessing as ave_frames
+from data.CREMAD import make_split
+from data.CREMAD import video_preprocessing as cremad_frames
+from data.kinect400 import mp4_to_wav as kinetics_sound
+from data.VGGSound import mp4_to_wav as vggsound_sound
+from tests.conftest import SMALL, data_flags, run_here
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 271360\n"
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+@pytest.fixture
+def root(corpus, tmp_path):
+    """A corpus of 18 and 6 clips, to be spoilt."""
+    shutil.copytree(corpus, tmp_path / "corpus", ignore=shutil.ignore_patterns(".cache"))
+    return tmp_path / "corpus"
+
+
+def tree(folder):
+    return {path.relative_to(folder) for path in folder.rglob("*") if ".cache" not in path.parts}
+
+
+def refused(capsys, root, script, *flags):
+    """The one line with which a script refuses its input."""
+    before = tree(root.parent)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run_here(script, *flags)
+    output = capsys.readouterr()
+    assert end.value.code == 2
+    assert len(output.err.splitlines()) == 1 and "Traceback" not in output.err, output.err
+    assert "code ran" not in output.out + output.err
+    assert tree(root.parent) == before
+    return output.err
+
+
+FLAGS = {
+    "unknown flag": ["--alhpa", "4"],
+    "alpha below 0": ["--alpha", "-1"],
+    "alpha not finite": ["--alpha", "inf"],
+    "alpha not a number": ["--alpha", "nan"],
+    "batch size": ["--batch_size", "0"],
+    "batch size of a half": ["--batch_size", "0.5"],
+    "epochs": ["--epochs", "many"],
+    "no epochs": ["--epochs", "0"],
+    "learning rate": ["--learning_rate", "0"],
+    "decay step": ["--lr_decay_step", "[seventy]"],
+    "decay ratio": ["--lr_decay_ratio", "-0.1"],
+    "seed": ["--random_seed", "-1"],
+    "fusion": ["--fusion_method", "mean"],
+    "dataset": ["--dataset", "CREMA-D"],
+    "modality": ["--modality", "smell"],
+    "method": ["--method", "dgl2"],
+    "modulation of dgl": ["--modulation", "OGM_GE"],
+    "ablation of joint": ["--no_mgt", "--method", "joint"],
+    "method of one encoder": ["--modality", "audio", "--method", "joint"],
+    "ablation of one encoder": ["--modality", "visual", "--no_ugt"],
+    "window upside down": ["--modulation_starts", "5", "--modulation_ends", "4"],
+    "ogm_alpha": ["--ogm_alpha", "-0.1"],
+    "all held out": ["--val_ratio", "1"],
+    "nothing held out": ["--val_ratio", "0"],
+    "share of damage": ["--max_skipped", "1.5"],
+    "device": ["--device", "cuda:99"],
+    "device's name": ["--device", "gpu"],
+    "workers": ["--num_workers", "-1"],
+    "small pictures": ["--image_size", "16"],
+    "no such sound": ["--audio_path", "/nonexistent/wav"],
+    "no such frames": ["--visual_path", "/nonexistent/frames"],
+    "frames at another rate": ["--fps", "7"],
+    "no such list": ["--split_path", "/nonexistent/lists"],
+    "too many frames": ["--num_frame", "99"],
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+def test_flags(capsys, root, flags):
+    command = ["--train", *data_flags(root), *SMALL, "--ckpt_path", root / "run"]
+    error = refused(capsys, root, main_dgl, *command, *flags)
+    assert flags[0] in error or flags[1] in error
+
+
+def test_a_file_where_the_run_should_be(capsys, root):
+    (root / "run").write_text("mine")
+    command = ["--train", *data_flags(root), *SMALL, "--ckpt_path", root / "run"]
+    assert "run" in refused(capsys, root, main_dgl, *command) and (root / "run").read_text() == "mine"
+
+
+LISTS = {
+    "missing": None,
+    "empty": b"",
+    "blank lines": b"\n\n",
+    "unknown emotion": b"1001_D00_ANG_XX,JOY\n",
+    "one column": b"1001_D00_ANG_XX\n",
+    "three columns": b"1001_D00_ANG_XX,ANG,1\n",
+    "path escape": b"../../secret,ANG\n",
+    "absolute path": b"/etc/passwd,ANG\n",
+    "parent": b"..,ANG\n",
+    "zero byte": b"1001\0,ANG\n",
+    "not UTF-8": b"\xff\xfe\x00\x80",
+    "latin-1": "1001_D00_ANG_XX,ÄRGER\n".encode("latin-1"),
+    "pointer": POINTER,
+    "no clip of it is there": b"1099_D00_ANG_XX,ANG\n",
+}
+
+
+@pytest.mark.parametrize("content", LISTS.values(), ids=LISTS)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_lists(capsys, root, split, content):
+    path = root / f"{split}.csv"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    error = refused(capsys, root, main_dgl, "--train", *data_flags(root), *SMALL, "--ckpt_path", root / "run")
+    assert f"{split}.csv" in error or f"CREMAD {split}" in error
+
+
+MEDIA = {
+    "empty": b"",
+    "text": b"404 Not Found\n",
+    "pointer": POINTER,
+    "zeros": bytes(5000),
+    "wrong type": b"\x89PNG\r\n\x1a\n",
+}
+
+
+@pytest.mark.parametrize("content", MEDIA.values(), ids=MEDIA)
+@pytest.mark.parametrize("medium", ["wav", "jpg"])
+def test_media(capsys, root, medium, content):
+    """All sounds or all pictures spoilt: nothing is left to train on."""
+    for path in root.rglob(f"*.{medium}"):
+        path.write_bytes(content)
+    error = refused(capsys, root, main_dgl, "--train", *data_flags(root), *SMALL, "--ckpt_path", root / "run")
+    assert "no clip is left" in error and f".{medium}" in error
+
+
+def checkpoint_of(trained, **changes):
+    saved = torch.load(trained[0] / "best.pth", weights_only=True)
+    return saved | changes
+
+
+CHECKPOINTS = {
+    "missing": lambda trained, path: None,
+    "a folder": lambda trained, path: path.mkdir(),
+    "empty": lambda trained, path: path.write_bytes(b""),
+    "text": lambda trained, path: path.write_text("accuracy 78.12\n"),
+    "pointer": lambda trained, path: path.write_bytes(POINTER),
+    "truncated": lambda trained, path: path.write_bytes((trained[0] / "best.pth").read_bytes()[:90_000_000]),
+    "a plain pickle": lambda trained, path: path.write_bytes(pickle.dumps({"model": {}})),
+    "malicious": lambda trained, path: torch.save({"model": Malicious()}, path),
+    "malicious pickle": lambda trained, path: path.write_bytes(pickle.dumps(Malicious())),
+    "a tensor": lambda trained, path: torch.save(torch.zeros(3), path),
+    "no weights": lambda trained, path: torch.save({"model": {"fc": "none"}, "settings": {}}, path),
+    "other weights": lambda trained, path: torch.save(checkpoint_of(trained, model={"w": torch.zeros(2)}), path),
+    "settings of a number": lambda trained, path: torch.save(checkpoint_of(trained, settings=4), path),
+    "other dataset": lambda trained, path: torch.save(checkpoint_of(trained, settings={"dataset": "MNIST"}), path),
+    "size of a word": lambda trained, path: torch.save(checkpoint_of(trained, settings={"image_size": "large"}), path),
+    "fusion of a list": lambda trained, path: torch.save(checkpoint_of(trained, settings={"fusion_method": []}), path),
+    "unknown modality": lambda trained, path: torch.save(checkpoint_of(trained, settings={"modality": "smell"}), path),
+    "wrong shape": lambda trained, path: torch.save(
+        checkpoint_of(trained, model={k: v[..., None] for k, v in checkpoint_of(trained)["model"].items()}), path
+    ),
+}
+
+
+@pytest.mark.parametrize("write", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_checkpoints(capsys, root, trained, write):
+    path = root / "spoilt.pth"
+    write(trained, path)
+    assert str(path) in refused(capsys, root, valid, "--ckpt_path", path)
+
+
+RESUMED = {
+    "no optimiser": {"optimizer": {}},
+    "no progress": {"progress": None},
+    "progress of words": {"progress": {"epoch": "one", "step": 0, "total": torch.zeros(3)}},
+    "log of a number": {"log": 3},
+}
+
+
+@pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED)
+def test_checkpoints_to_resume(capsys, root, trained, changes):
+    (root / "run").mkdir()
+    torch.save(checkpoint_of(trained, **changes), root / "run" / "last.pth")
+    flags = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01, "--ckpt_path", root / "run"]
+    assert "last.pth" in refused(capsys, root, main_dgl, "--train", "--resume", *data_flags(root), *SMALL, *flags)
+
+
+@pytest.mark.parametrize("content", [*MEDIA.values(), b"FLV\x01\x05\0\0\0\x09"], ids=[*MEDIA, "header alone"])
+@pytest.mark.parametrize("script", [cremad_frames, ave_frames, ave_sound])
+def test_videos(root, capsys, script, content):
+    """No clip can be decoded; the list of failures is all that is left."""
+    shutil.rmtree(root / "Image-01-FPS")
+    (root / "AVE").mkdir()
+    for name in ("train", "val", "test"):
+        (root / f"{name}Set.txt").write_text("Banjo&abc&good&0&10\n")
+    for path in (*(root / "VideoFlash").iterdir(), root / "AVE" / "abc.mp4"):
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        run_here(script, "--root", root, "--workers", 2)
+    error = capsys.readouterr().err
+    report = root / ("failed_sound.csv" if script is ave_sound else "failed_frames.csv")
+    assert end.value.code == 2 and len(error.splitlines()) == 1 and str(report) in error
+    assert len(report.read_text().splitlines()) == 1 + (24 if script is cremad_frames else 1)
+    assert not [*root.glob("Image-*/*"), *root.glob("Audios/*"), *root.rglob(".partial*")]
+
+
+SCRIPTS = {
+    "no clips": (cremad_frames, lambda root: shutil.rmtree(root / "VideoFlash"), [], "VideoFlash"),
+    "fps": (cremad_frames, lambda root: None, ["--fps", 0], "--fps"),
+    "no frames to split": (make_split, lambda root: shutil.rmtree(root / "Image-01-FPS"), [], "Image-01-FPS"),
+    "test ratio": (make_split, lambda root: None, ["--test_ratio", "1.5"], "--test_ratio"),
+    "no lists of AVE": (ave_sound, lambda root: None, [], "trainSet.txt"),
+    "no list of VGGSound": (vggsound_sound, lambda root: None, ["--split_path", "/nonexistent"], "vggsound.csv"),
+    "no Kinetics": (kinetics_sound, lambda root: None, ["--source", "/nonexistent"], "/nonexistent"),
+    "workers": (kinetics_sound, lambda root: None, ["--workers", "0"], "--workers"),
+}
+
+
+@pytest.mark.parametrize(("script", "spoil", "flags", "word"), SCRIPTS.values(), ids=SCRIPTS)
+def test_scripts_of_the_data(capsys, root, script, spoil, flags, word):
+    spoil(root)
+    assert word in refused(capsys, root, script, "--root", root, *flags)
