@@ -96,7 +96,7 @@ def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(trained, corp
 @pytest.mark.parametrize("flags", [[], ["--method", "joint", "--modulation", "OGM_GE"]], ids=["dgl", "joint, OGM-GE"])
 def test_killed_runs_resume_to_the_very_bits(corpus, tmp_path, flags):
     """The torture script, short."""
-    command = [sys.executable, ROOT / "tests" / "torture.py", corpus, tmp_path, "--kills", "2", "--epochs", "3", *flags]
+    command = [sys.executable, ROOT / "tests" / "torture.py", corpus, tmp_path, "--kills", "2", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"2 kills, [12] of them while a checkpoint was being written: the same run", done.stdout)

@@ -60,7 +60,8 @@ def test_training_writes_log_and_checkpoints(trained):
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.01, 0.001])  # decays at the epoch given
     assert all(0 <= row[name] <= 1 for row in rows for name in ("fused", "audio", "visual"))
     assert len([line for line in process.stdout.splitlines() if line.startswith("epoch ")]) == 2
-    assert sorted(path.name for path in folder.iterdir()) == ["best.pth", "last.pth", "log.jsonl", "result.json"]
+    names = ["best.pth", "last.pth", "log.jsonl", "result.json", "skipped.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     saved = torch.load(folder / "last.pth", weights_only=True)
     assert saved["epoch"] == 1 and saved["settings"]["alpha"] == 4.0
     assert set(saved["model"]) == set(AVClassifier(6).state_dict())
@@ -115,14 +116,19 @@ def test_result_holds_best_and_last_epoch(trained):
 
 def test_val_ratio_chooses_on_held_out_clips_and_tests_once(corpus, tmp_path, monkeypatch):
     evaluated = []
-    monkeypatch.setattr(
-        main_dgl, "evaluate", lambda *arguments: evaluated.append(arguments[1].dataset) or evaluate(*arguments)
-    )
+
+    def watched(model, loader, device):
+        accuracies, predictions = evaluate(model, loader, device)
+        evaluated.append(predictions["label"].tolist())
+        return accuracies, predictions
+
+    monkeypatch.setattr(main_dgl, "evaluate", watched)
     flags = [*data_flags(corpus), *SMALL, "--epochs", 3, "--learning_rate", 0.01, "--val_ratio", 0.3]
     run_here(main_dgl, "--train", *flags, "--num_workers", 0, "--ckpt_path", tmp_path)
-    test_set, val_set = evaluated[-1], evaluated[0]
-    assert [dataset is test_set for dataset in evaluated] == [False] * 3 + [True] * 2
-    assert len(val_set) == 6 and Counter(clip.label for clip in val_set.clips) == dict.fromkeys(range(6), 1)
+    args = options.training_parser(["CREMAD"], ["concat"], ["full"]).parse_args([*map(str, flags)])
+    val, test = ([clip.label for clip in build_dataset(args, split).clips] for split in ("val", "test"))
+    assert evaluated == [val] * 3 + [test] * 2 and val != test
+    assert Counter(val) == dict.fromkeys(range(6), 1)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {row["split"] for row in rows} == {"val"}
     result = json.loads((tmp_path / "result.json").read_text())

@@ -72,18 +72,21 @@ def main():
     began = time.perf_counter()
     if start("whole").wait():
         sys.exit("the uninterrupted run failed")
-    seconds = time.perf_counter() - began
+    total = time.perf_counter() - began
+    log = [json.loads(line) for line in (args.out / "whole" / "log.jsonl").read_text().splitlines()]
+    epoch = sum(row["seconds"] for row in log) / len(log)
+    until_training = total - epoch * len(log)
+
     rng = random.Random(args.seed)
     folder, kills, writing = args.out / "killed", 0, 0
     while True:
         process = start("killed")
-        if kills < args.kills:
-            if kills % 3 == 0:
-                while process.poll() is None and not list(folder.glob("*.partial")):
-                    time.sleep(0.001)
-                time.sleep(rng.uniform(0, 0.1))
-            else:
-                time.sleep(rng.uniform(0, 1.5 * seconds / max(3, args.kills / 3)) + 4)
+        if kills < args.kills and kills % 3 == 0:
+            while process.poll() is None and not list(folder.glob("*.pth.partial")):
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.05))
+        elif kills < args.kills:
+            time.sleep(rng.uniform(0, until_training + 1.5 * epoch))
         else:
             process.wait()
         if process.poll() is not None:
@@ -91,9 +94,9 @@ def main():
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-        writing += any(folder.glob("*.partial"))
-    if process.returncode:
-        sys.exit(f"the run resumed after {kills} kills failed")
+        writing += any(folder.glob("*.pth.partial"))
+    if process.returncode or kills < args.kills:
+        sys.exit(f"the run ended with status {process.returncode} after {kills} kills")
     assert_same_run(args.out / "whole", folder)
     leftovers = {name for name in os.listdir(folder) if name.endswith(".partial")}
     assert not leftovers, leftovers
