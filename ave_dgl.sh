@@ -4,7 +4,9 @@
 # Time:      not measured.
 # Accuracy:  none noted by the authors, none measured; alpha is CREMA-D's.
 # Data:      train_test_data/AVE_Dataset, see data/AVE/README.md.
-# Flags given here are added behind those below and win: bash ave_dgl.sh --alpha 5
+# Flags given here are added behind those below and win; a second setting takes a folder of its own:
+#   bash ave_dgl.sh --alpha 5 --ckpt_path ckpt/ave-alpha5
+#   bash ave_dgl.sh --resume          # goes on with an interrupted run
 set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh

@@ -5,7 +5,9 @@
 #            a clip for forward and backward of both encoders.
 # Accuracy:  the authors note 77.48 (alpha 4) and 78.12 (alpha 5) for their own script.
 # Data:      train_test_data/CREMA-D, see data/CREMAD/README.md.
-# Flags given here are added behind those below and win: bash cramed_dgl.sh --alpha 5
+# Flags given here are added behind those below and win; a second setting takes a folder of its own:
+#   bash cramed_dgl.sh --alpha 5 --ckpt_path ckpt/cremad-alpha5
+#   bash cramed_dgl.sh --resume          # goes on with an interrupted run
 set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh

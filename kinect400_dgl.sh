@@ -4,7 +4,9 @@
 # Time:      not measured.
 # Accuracy:  none noted by the authors, none measured; alpha is that of Kinetics-Sounds.
 # Data:      train_test_data/kinect400, see data/kinect400/README.md.
-# Flags given here are added behind those below and win: bash kinect400_dgl.sh --alpha 5
+# Flags given here are added behind those below and win; a second setting takes a folder of its own:
+#   bash kinect400_dgl.sh --alpha 5 --ckpt_path ckpt/kinect400-alpha5
+#   bash kinect400_dgl.sh --resume          # goes on with an interrupted run
 set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh

@@ -4,7 +4,9 @@
 # Time:      not measured.
 # Accuracy:  the authors note 75.10 and 76.28 (alpha 3, two runs) and 74.78 (alpha 2) for their own script.
 # Data:      train_test_data/kinect_sound, see data/KineticSound/README.md.
-# Flags given here are added behind those below and win: bash ks_dgl.sh --alpha 5
+# Flags given here are added behind those below and win; a second setting takes a folder of its own:
+#   bash ks_dgl.sh --alpha 5 --ckpt_path ckpt/ks-alpha5
+#   bash ks_dgl.sh --resume          # goes on with an interrupted run
 set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh

@@ -4,7 +4,9 @@
 # Time:      not measured.
 # Accuracy:  none noted by the authors, none measured.
 # Data:      train_test_data/vggsound and data/VGGSound/vggsound.csv, see data/VGGSound/README.md.
-# Flags given here are added behind those below and win: bash vggsound_dgl.sh --alpha 5
+# Flags given here are added behind those below and win; a second setting takes a folder of its own:
+#   bash vggsound_dgl.sh --alpha 5 --ckpt_path ckpt/vggsound-alpha5
+#   bash vggsound_dgl.sh --resume          # goes on with an interrupted run
 set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh
