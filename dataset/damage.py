@@ -26,7 +26,7 @@ def leave_out_damaged(dataset, args):
     found = {clip.id: fingerprint(clip) for clip in dataset.clips}
     unknown = {clip.id: (clip,) for clip in dataset.clips if known.get(clip.id, [None])[0] != found[clip.id]}
     if unknown:
-        _, failures = process_clips(decode, unknown, args.num_workers or None)
+        _, failures = process_clips(decode, unknown, args.num_workers or None, "checking clips")
         known |= {clip_id: [found[clip_id], failures.get(clip_id, "")] for clip_id in unknown}
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -180,7 +180,7 @@ def test_other_settings_train_and_validate(corpus, tmp_path, output_of, flags):
 
 def test_script_of_the_dataset_runs_with_flags_behind_it(corpus, tmp_path):
     """cramed_dgl.sh trains and validates; flags typed behind it win."""
-    flags = [*data_flags(corpus), *SMALL, "--epochs", 1, "--alpha", 5, "--ckpt_path", tmp_path]
+    flags = [*data_flags(corpus), *SMALL, "--epochs", 2, "--alpha", 5, "--ckpt_path", tmp_path]
     done = run_shell("cramed_dgl.sh", *flags)
     assert "overall" in done.stdout
     settings = checkpoint.load(tmp_path / "last.pth")["settings"]

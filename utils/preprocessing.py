@@ -263,7 +263,7 @@ def extract_all(function, jobs, target, report, workers, missing):
         raise InputError(f"{report}: no clip could be processed, the reasons are in it")
 
 
-def process_clips(function, jobs, workers=None):
+def process_clips(function, jobs, workers=None, description=None):
     """Call `function(*arguments)` for every job in parallel, with a progress bar.
 
     A ClipError or OSError concerns its clip alone, and so does a crash of the process that works on it.
@@ -272,13 +272,14 @@ def process_clips(function, jobs, workers=None):
         function: a top-level function that returns "done" or "already there".
         jobs: {clip name: arguments}.
         workers: processes; None for one per core.
+        description: what the progress bar says.
 
     Returns:
         (Counter of results, {clip name: reason} of the failures).
     """
     results, failures = Counter(), {}
     waiting, suspects = list(reversed(jobs)), []
-    with tqdm(total=len(jobs), unit="clip", disable=not sys.stderr.isatty()) as progress:
+    with tqdm(total=len(jobs), desc=description, unit="clip", disable=not sys.stderr.isatty()) as progress:
         while waiting or suspects:
             alone = bool(suspects)  # a crash takes the clips in flight with it; one by one they show who it was
             names, size = ([suspects.pop()], 1) if alone else (waiting, workers or os.cpu_count())
