@@ -47,7 +47,7 @@ def test_table_and_pictures(tmp_path, capsys):
 
     with open(tmp_path / "comparison.csv", newline="") as file:
         rows = {(row["method"], row["alpha"], row["epoch"]): row for row in csv.DictReader(file)}
-    methods = [("OGM-GE", ""), ("audio alone", ""), ("DGL", "1.0"), ("DGL", "4.0"), ("DGL -MGT", "4.0")]
+    methods = [("audio alone", ""), ("OGM-GE", ""), ("DGL -MGT", "4.0"), ("DGL", "1.0"), ("DGL", "4.0")]
     assert list(rows) == [(*method, epoch) for method in methods for epoch in ("best", "last")]
     row = rows["DGL", "4.0", "best"]
     for column in ("fused", "audio", "visual"):

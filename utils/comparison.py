@@ -26,6 +26,9 @@ COLUMNS = {
 }
 
 
+METHODS = ("audio alone", "visual alone", "joint", "OGM", "OGM-GE", "DGL -MGT -UGT", "DGL -MGT", "DGL -UGT", "DGL")
+
+
 def method_name(settings):
     """The name of a run's method, and its alpha where the method has one, else None."""
     if settings["modality"] != "full":
@@ -56,7 +59,7 @@ def collect(folder):
             raise InputError(f"{path.parent}: not a finished run ({error}); run compare.sh again") from None
     if not runs:
         raise InputError(f"{folder}: no finished run in it; run compare.sh")
-    return dict(sorted(runs.items(), key=lambda item: (item[0][0].startswith("DGL"), item[0][0], item[0][1] or 0)))
+    return dict(sorted(runs.items(), key=lambda item: (METHODS.index(item[0][0]), item[0][1] or 0)))
 
 
 def mean_and_deviation(values):
