@@ -5,7 +5,7 @@
 # Time:      the demo's 15 runs: see README.md.
 # Writes:    $out/comparison.md, .csv, curves.png and, with several alphas, alpha.png; a folder per run beside them.
 # Finished runs are not repeated, others go on where they stopped: interrupt it, or add a seed, and start it again.
-# Flags given here go to every training run and win:
+# Flags given here go to every training run; method, modality, modulation, alpha and seed are those of the lists:
 #   bash compare.sh                                             # the demo
 #   dataset=CREMAD seeds=0 alphas='1 2 4 8' bash compare.sh --epochs 50
 set -euo pipefail
@@ -31,6 +31,7 @@ fi
 compare() { # name of the run, flags of its method
   local run=$out/$1 command
   shift
+  set -- --method dgl --modulation Normal --modality full "$@" # of the lists, whatever the flags say
   command="main_dgl.py --train ${flags[*]} $*"
   if [ -e "$run/command" ] && [ "$(cat "$run/command")" != "$command" ]; then
     echo "error: $run: holds a run with other flags; remove it, or choose another folder with out=" >&2

@@ -104,7 +104,7 @@ def train_epoch(model, loader, optimizer, device, args, progress, interruption):
     loader.sampler.start = first * args.batch_size
     batches = interruption.watch(loader)
     bar = tqdm(batches, f"epoch {epoch}", len(loader), leave=False, initial=first, disable=not sys.stderr.isatty())
-    pending = None  # the previous step's losses: a GPU has the next step's work when it is asked for them
+    pending = None  # losses and gradient norm of the previous step: a GPU has its next work when it is asked for them
     try:
         for number, (spectrogram, frames, label) in enumerate(bar, start=first):
             spectrogram = spectrogram.to(device, non_blocking=True).unsqueeze(1)
@@ -116,10 +116,10 @@ def train_epoch(model, loader, optimizer, device, args, progress, interruption):
             torch.manual_seed(derived_seed(args.random_seed, epoch, "noise", number))  # drawn by OGM-GE
             optimizer.zero_grad()
             losses = torch.stack(step(model, spectrogram, frames, label))
-            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
             optimizer.step()
             refuse_non_finite(pending, loader, args, progress)
-            pending = losses
+            pending = norm + (losses.sum() if args.modality == "full" else losses[0])
             progress["step"], progress["total"] = number + 1, progress["total"].to(device) + losses * len(label)
     finally:  # also when it is interrupted and about to be saved
         refuse_non_finite(pending, loader, args, progress)
@@ -128,15 +128,15 @@ def train_epoch(model, loader, optimizer, device, args, progress, interruption):
     return {n: None if x != x else x for n, x in zip(("loss", "loss_a", "loss_v"), means, strict=True)}  # NaN: lacks it
 
 
-def refuse_non_finite(losses, loader, args, progress):
-    """Raise InputError if the losses (3,) of step `progress["step"] - 1`, None before the first, are not finite."""
-    if losses is None or losses[: 3 if args.modality == "full" else 1].isfinite().all():
+def refuse_non_finite(value, loader, args, progress):
+    """Raise InputError if the value () of step `progress["step"] - 1`, None before the first, is not finite."""
+    if value is None or value.isfinite():
         return
     number = progress["step"] - 1
     ids = [loader.dataset.clips[i].id for i in loader.sampler.order()[number * args.batch_size :][: args.batch_size]]
     raise InputError(
-        f"loss not finite in epoch {progress['epoch']}, step {number}: lower --learning_rate, or look at its clips; "
-        f"the checkpoints in {args.ckpt_path} are of before; clips {', '.join(ids)}"
+        f"loss or gradient not finite in epoch {progress['epoch']}, step {number}: lower --learning_rate, or look at "
+        f"its clips; nothing of this epoch is saved in {args.ckpt_path}; clips {', '.join(ids)}"
     )
 
 
@@ -169,6 +169,7 @@ def train(args):
     model = AVClassifier(DATASETS[args.dataset].n_classes, args.fusion_method, args.modality)
     model.to(device, memory_format=torch.channels_last)  # 1.6 times as fast on the CPU
     optimizer, scheduler = build_optimizer(model, args)
+    clips = derived_seed(*(clip.id for clip in loaders["train"].dataset.clips))  # resumed on others it would go astray
     state = {"log": [], "progress": start_of(0)}  # with model, optimiser and schedule all that a run is
     best_path, last_path, log_path, result_path = (
         os.path.join(args.ckpt_path, name) for name in ("best.pth", "last.pth", "log.jsonl", "result.json")
@@ -177,7 +178,7 @@ def train(args):
     def save(path):
         epoch = state["log"][-1]["epoch"] if state["log"] else None
         schedules = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        checkpoint.save(path, model, vars(args), epoch=epoch, **schedules, **state)
+        checkpoint.save(path, model, vars(args), epoch=epoch, clips=clips, **schedules, **state)
 
     with exclusive(args.ckpt_path, "--ckpt_path"):
         if os.path.exists(last_path):
@@ -185,13 +186,16 @@ def train(args):
                 raise InputError(
                     f"{last_path}: a run is there; --resume goes on with it, or choose another --ckpt_path"
                 )
-            state = checkpoint.resume(last_path, vars(args), model, optimizer, scheduler)
+            saved = checkpoint.resume(last_path, vars(args), model, optimizer, scheduler)
+            if saved.get("clips") != clips:
+                raise InputError(f"{last_path}: of other training clips; restore them, or choose another --ckpt_path")
+            state = {"log": saved["log"], "progress": saved["progress"]}
             print(f"resuming in epoch {state['progress']['epoch']} after {state['progress']['step']} steps")
         write_log(log_path, state["log"])
         write_skipped(os.path.join(args.ckpt_path, "skipped.csv"), loaders)
         if os.path.exists(result_path):
             os.remove(result_path)
-        board = open_board(args, state["progress"]["epoch"]) if args.use_tensorboard else None
+        board = open_board(args, state["log"]) if args.use_tensorboard else None
         print(f"training on {device}, {len(loaders['train'])} steps an epoch, checkpoints in {args.ckpt_path}")
         try:
             with Interruption() as interruption:
@@ -252,17 +256,25 @@ def write_skipped(path, loaders):
     write_text(path, file.getvalue())
 
 
-def open_board(args, epoch):
-    """TensorBoard's writer; what an interrupted run wrote of `epoch` and later is left out."""
+def open_board(args, log):
+    """TensorBoard's writer, with the rows of the log so far in place of what was written before."""
     from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only on demand
 
-    return SummaryWriter(args.tensorboard_path or os.path.join(args.ckpt_path, "tensorboard"), purge_step=epoch)
+    folder = args.tensorboard_path or os.path.join(args.ckpt_path, "tensorboard")
+    try:
+        board = SummaryWriter(folder, purge_step=0)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; choose another --tensorboard_path") from None
+    for row in log:
+        write_scalars(board, row)
+    return board
 
 
 def write_scalars(board, row):
     for name, value in row.items():
         if name not in ("epoch", "split") and value is not None:
             board.add_scalar(name, value, row["epoch"])
+    board.flush()
 
 
 def show(values, names):
@@ -280,7 +292,7 @@ def summary(log, epochs):
 
 
 def check_method(args, typed):
-    """Refuse flags of the method that contradict each other; warn of those without effect.
+    """Refuse flags of the method that contradict each other; warn of OGM's where OGM is not used.
 
     Raises:
         InputError: names the flag and what to leave out.

@@ -18,7 +18,9 @@ from utils.evaluation import BRANCHES, accuracy, evaluate
 from utils.files import write_json
 from utils.linear_probe import linear_probe
 
-OF_THE_MACHINE = {"ckpt_path", "device", "gpu_ids", "num_workers"}  # settings of the run that made the checkpoint
+# What a checkpoint may say of the data. It may come from a stranger, so files to write are not among it.
+OF_THE_DATA = {"dataset", "audio_path", "visual_path", "split_path", "fps", "num_frame", "image_size", "batch_size"}
+OF_THE_DATA |= {"val_ratio"}
 
 
 def validate(path, typed):
@@ -61,12 +63,12 @@ def rebuild_settings(path, saved, typed):
         InputError: the checkpoint's settings are not of a kind that could have been typed.
     """
     parser = options.validation_parser(tuple(DATASETS))
-    defaults = vars(parser.parse_args(["--ckpt_path", path]))
-    overridden = {name: value for name, value in typed.items() if name in defaults}
+    known = vars(parser.parse_args(["--ckpt_path", path]))
+    overridden = {name: value for name, value in typed.items() if name in known}
     recorded = saved["settings"]
     if overridden.get("dataset", recorded.get("dataset")) != recorded.get("dataset"):
         recorded = {name: recorded.get(name) for name in ("fusion_method", "modality")}
-    of_data = {name: value for name, value in recorded.items() if name in defaults.keys() - OF_THE_MACHINE}
+    of_data = {name: value for name, value in recorded.items() if name in OF_THE_DATA}
     try:
         args = options.parse_settings(parser, of_data | {"ckpt_path": path})
     except InputError as error:
@@ -100,7 +102,7 @@ def report(path, saved, args, dataset, accuracies, predictions, probe=None):
     def cells(values):
         return "".join(f"{'-' if value is None else f'{value:.4f}':>9}" for value in values)
 
-    epoch = f", epoch {saved['epoch']}" if "epoch" in saved else ""
+    epoch = "" if saved.get("epoch") is None else f", epoch {saved['epoch']}"
     print(f"{path}{epoch}: {args.dataset}, {args.fusion_method} fusion, modality {args.modality}")
     print(f"test: {dataset}\n")
     width = max(map(len, (*dataset.classes, "linear probe")))

@@ -78,10 +78,10 @@ def build_loader(args, split, device, training=None):
     The number of workers changes the speed and nothing else. Pinned memory on CUDA.
     """
     dataset = build_dataset(args, split, training)
-    leave_out_damaged(dataset, args)
     workers = args.num_workers
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 16)
+    leave_out_damaged(dataset, args, max(workers, 1))
     return DataLoader(
         dataset,
         batch_size=args.batch_size,

@@ -47,7 +47,7 @@ class Clip(NamedTuple):
 
 def derived_seed(*parts):
     """A 63-bit seed that is a function of `parts`, the same in every process and on every machine."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -192,6 +192,7 @@ class ClipDataset(Dataset):
             )
         if args.val_ratio and split != "test":
             held_out = hold_out(self.clips, args.val_ratio, args.random_seed)
+            self.skipped = self.skipped if split == "train" else []
             self.clips = [clip for clip in self.clips if (clip.id in held_out) == (split == "val")]
             if not self.clips:
                 raise InputError(

@@ -5,17 +5,19 @@ import json
 import os
 import sys
 
+import numpy as np
+
 from dataset.clips import load_image, load_waveform
 from utils.errors import InputError
 from utils.files import write_text
 from utils.preprocessing import ClipError, process_clips
 
 
-def leave_out_damaged(dataset, args):
+def leave_out_damaged(dataset, args, workers):
     """Take the clips of a ClipDataset that cannot be decoded off its `clips` and note why in its `damaged`.
 
-    Clips are decoded in parallel, with a progress bar. What is found is remembered in args.cache_path, by size and
-    time of change of every file, so that the next run looks at changed clips alone.
+    Clips are decoded by `workers` processes, with a progress bar. What is found is remembered in args.cache_path, by
+    size and time of change of every file, so that the next run looks at changed clips alone.
 
     Raises:
         InputError: no clip is left.
@@ -26,7 +28,7 @@ def leave_out_damaged(dataset, args):
     found = {clip.id: fingerprint(clip) for clip in dataset.clips}
     unknown = {clip.id: (clip,) for clip in dataset.clips if known.get(clip.id, [None])[0] != found[clip.id]}
     if unknown:
-        _, failures = process_clips(decode, unknown, args.num_workers or None, "checking clips")
+        _, failures = process_clips(decode, unknown, workers, "checking clips")
         known |= {clip_id: [found[clip_id], failures.get(clip_id, "")] for clip_id in unknown}
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -68,9 +70,10 @@ def fingerprint(clip):
     for path in (clip.wav, *(os.path.join(clip.folder, name) for name in clip.frames)):
         try:
             stat = os.stat(path)
-            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+            state = f"{stat.st_size} {stat.st_mtime_ns}"
         except OSError:
-            digest.update(f"{path}\0missing\0".encode())
+            state = "missing"
+        digest.update(os.fsencode(path) + b"\0" + state.encode() + b"\0")
     return digest.hexdigest()
 
 
@@ -80,20 +83,28 @@ def decode(clip):
     Raises:
         ClipError: one cannot be decoded.
     """
-    try:
-        refuse_truncated(clip.wav)
-        load_waveform(clip.wav, rate=None)
-        for name in clip.frames:
-            load_image(os.path.join(clip.folder, name))
-    except InputError as error:
-        raise ClipError(str(error).partition(";")[0]) from None
+    for path in (clip.wav, *(os.path.join(clip.folder, name) for name in clip.frames)):
+        try:
+            if path == clip.wav:
+                refuse_truncated(path)
+                if not np.isfinite(load_waveform(path, rate=None)).all():
+                    raise ClipError("samples that are not finite")
+            else:
+                load_image(path)
+        except InputError as error:
+            raise ClipError(f"{path}: {str(error).removeprefix(f'{path}: ').partition(';')[0]}") from None
+        except Exception as error:  # decoders raise nearly anything on a damaged file
+            raise ClipError(f"{path}: {str(error) or type(error).__name__}") from None
     return "done"
 
 
 def refuse_truncated(path):
-    """Raise ClipError for a wav whose header promises more bytes than there are; decoders read what is left of it."""
+    """Raise ClipError for a wav whose header promises more bytes than there are; decoders read what is left of it.
+
+    A size near 2 or 4 GB is that of a stream whose length was not known; a last byte of padding may be missing.
+    """
     with open(path, "rb") as file:
         header = file.read(8)
-    promised = int.from_bytes(header[4:], "little")
-    if header[:4] == b"RIFF" and promised != 0xFFFFFFFF and promised + 8 > os.path.getsize(path):
-        raise ClipError(f"{path}: truncated, {os.path.getsize(path)} of {promised + 8} bytes")
+    promised, size = int.from_bytes(header[4:], "little") + 8, os.path.getsize(path)
+    if header[:4] == b"RIFF" and size + 1 < promised < 0x7FFFF000:
+        raise ClipError(f"truncated, {size} of {promised} bytes")

@@ -16,6 +16,7 @@ from tests.conftest import ROOT, SMALL, data_flags, run_here
 from utils import comparison
 
 SETTINGS = {"modality": "full", "method": "dgl", "modulation": "Normal", "alpha": 4.0, "no_mgt": False, "no_ugt": False}
+SETTINGS |= {"random_seed": 0, "epochs": 3}
 
 
 def write_run(folder, rng, **settings):
@@ -37,7 +38,7 @@ def write_run(folder, rng, **settings):
 
 def test_table_and_pictures(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    dgl = [write_run(tmp_path / f"dgl-4-{seed}", rng) for seed in range(3)]
+    dgl = [write_run(tmp_path / f"dgl-4-{seed}", rng, random_seed=seed) for seed in range(3)]
     write_run(tmp_path / "dgl-1-0", rng, alpha=1.0)
     write_run(tmp_path / "ge", rng, method="joint", modulation="OGM_GE")
     write_run(tmp_path / "ablation", rng, no_mgt=True)
@@ -74,16 +75,30 @@ def test_no_alpha_picture_of_a_single_alpha(tmp_path):
     assert (tmp_path / "curves.png").exists() and not (tmp_path / "alpha.png").exists()
 
 
-@pytest.mark.parametrize("damage", ["no run", "no figures", "half a figure"])
+def spoil(folder, damage):
+    rng = np.random.default_rng(0)
+    if damage == "no run":
+        return
+    write_run(folder / "run", rng)
+    if damage == "no figures":
+        (folder / "run" / "best.json").unlink()
+    elif damage == "half a figure":
+        (folder / "run" / "last.json").write_text('{"fused": 0.')
+    elif damage == "no probe":
+        (folder / "run" / "last.json").write_text('{"fused": 0.5, "audio": 0.5, "visual": 0.5, "linear_probe": null}')
+    elif damage == "other epochs":
+        write_run(folder / "run2", rng, random_seed=1, epochs=7)
+    else:
+        write_run(folder / "run2", rng)
+
+
+@pytest.mark.parametrize("damage", ["no run", "no figures", "half a figure", "no probe", "other epochs", "same seed"])
 def test_bad_folders_are_one_line(tmp_path, capsys, damage):
-    if damage != "no run":
-        write_run(tmp_path / "run", np.random.default_rng(0))
-        (tmp_path / "run" / "best.json").unlink() if damage == "no figures" else None
-        (tmp_path / "run" / "last.json").write_text('{"fused": 0.')
+    spoil(tmp_path, damage)
     with pytest.raises(SystemExit) as end:
         run_here(comparison, tmp_path)
     error = capsys.readouterr().err
-    assert end.value.code == 2 and len(error.splitlines()) == 1 and "compare.sh" in error
+    assert end.value.code == 2 and len(error.splitlines()) == 1 and ("compare.sh" in error or damage == "same seed")
 
 
 def test_interrupted_and_run_again_it_ends_with_the_same_table(corpus, tmp_path):

@@ -1,10 +1,13 @@
 """Clips that cannot be decoded: found before training, left out, listed; remembered while their files stay the same."""
 
 import csv
+import io
 import random
 import shutil
 
+import numpy as np
 import pytest
+import soundfile
 
 import main_dgl
 import valid
@@ -35,6 +38,33 @@ def hurt(path, kind):
 def listed(folder):
     with open(folder / "skipped.csv", newline="") as file:
         return {row["clip"]: row for row in csv.DictReader(file)}
+
+
+def oversized_jpeg(content):
+    """A JPEG whose header says 65,000 x 65,000, which a decoder refuses as a bomb."""
+    at = content.index(b"\xff\xc0") + 5
+    return content[:at] + b"\xfd\xe8\xfd\xe8" + content[at + 4 :]
+
+
+def nan_wav(content):
+    file = io.BytesIO()
+    soundfile.write(file, np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT", format="WAV")
+    return file.getvalue()
+
+
+def streamed_wav(content):
+    """A wav from a pipe, whose writer could not know its size."""
+    return content[:4] + b"\xff\xff\xff\x7f" + content[8:]
+
+
+@pytest.mark.parametrize(
+    ("medium", "write", "found"), [("jpg", oversized_jpeg, 1), ("wav", nan_wav, 1), ("wav", streamed_wav, 0)]
+)
+def test_odd_files(moved, medium, write, found):
+    path = sorted(moved.rglob(f"*.{medium}"))[0]
+    path.write_bytes(write(path.read_bytes()))
+    splits = [build_loader(settings(moved), split, choose_device("cpu")).dataset for split in ("train", "test")]
+    assert sum(len(dataset.damaged) for dataset in splits) == found
 
 
 @pytest.mark.parametrize("kind", DAMAGES)

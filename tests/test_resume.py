@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -57,6 +58,35 @@ def test_an_interrupted_run_is_saved_and_resumed_to_the_very_bits(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # handed back
     run_here(main_dgl, *command, "--resume")
     assert_same_run(trained[0], tmp_path)
+
+
+def test_a_signal_to_the_whole_group_stops_readers_too(corpus, tmp_path):
+    """As a terminal or a cluster sends it: readers leave it to the process that trains, and end with it."""
+    command = [sys.executable, "main_dgl.py", "--train", *data_flags(corpus), *SMALL, "--num_workers", 2]
+    command += ["--epochs", 1000, "--ckpt_path", tmp_path]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (tmp_path / "last.pth").exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=120)  # would wait for ever
+    assert process.returncode == 128 + signal.SIGTERM and len(error.splitlines()) == 1 and "--resume" in error
+
+
+def test_a_fault_ends_the_run_readers_and_all(corpus, tmp_path):
+    code = "import main_dgl\nfrom utils.errors import run\ndef fault(*_, **__): raise RuntimeError('of ours')\n"
+    code += "main_dgl.dgl_step = fault\nrun(main_dgl.main)\n"
+    flags = ["--train", *data_flags(corpus), *SMALL, "--num_workers", 2, "--ckpt_path", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, flags)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and done.stderr.rstrip().endswith("RuntimeError: of ours")
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
@@ -110,23 +140,49 @@ def test_one_run_to_a_folder(trained, corpus, capsys):
         pass  # free again
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(trained, corpus, tmp_path, capsys, monkeypatch):
-    for method, step in (("dgl", main_dgl.dgl_step), ("joint", joint_step)):
+def spoilt(step, number, spoil):
+    """A training step whose call `number`, counted from 0, is spoilt by `spoil(model, losses) -> losses`."""
+    calls = []
 
-        def broken(*arguments, step=step, calls=[], **keywords):  # noqa: B006
-            calls.append(None)
-            losses = step(*arguments, **keywords)
-            return (losses[0] * float("nan"), *losses[1:]) if len(calls) == 5 else losses
+    def replacement(model, *arguments, **keywords):
+        calls.append(None)
+        losses = step(model, *arguments, **keywords)
+        return spoil(model, losses) if len(calls) == number + 1 else losses
 
-        monkeypatch.setattr(main_dgl, f"{method}_step", broken)
-        folder = tmp_path / method
-        command = ["--train", "--method", method, *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", folder]
-        with pytest.raises(SystemExit) as end:
-            run_here(main_dgl, *command, "--num_workers", 0)
-        error = capsys.readouterr().err
-        assert end.value.code == 2 and len(error.splitlines()) == 1
-        assert "epoch 1, step 1:" in error and error.count("_XX") == 8
-        assert checkpoint.load(folder / "last.pth")["progress"]["epoch"] == 1  # whole, of the epoch before
+    return replacement
+
+
+def infinite_gradient(model, losses):
+    model.fusion_module.fc_out.weight.grad[0, 0] = float("inf")
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "number", "spoil", "where"),
+    [
+        (
+            "dgl",
+            main_dgl.dgl_step,
+            4,
+            lambda model, losses: (losses[0] * float("nan"), *losses[1:]),
+            "epoch 1, step 1:",
+        ),
+        ("dgl", main_dgl.dgl_step, 5, infinite_gradient, "epoch 1, step 2:"),
+        ("joint", joint_step, 3, lambda model, losses: (*losses[:2], losses[2] / 0), "epoch 1, step 0:"),
+    ],
+    ids=["loss", "gradient of an epoch's last step", "visual loss"],
+)
+def test_what_is_not_finite_stops_the_run(corpus, tmp_path, capsys, monkeypatch, method, step, number, spoil, where):
+    monkeypatch.setattr(main_dgl, f"{method}_step", spoilt(step, number, spoil))
+    command = ["--train", "--method", method, *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", tmp_path / "run"]
+    with pytest.raises(SystemExit) as end:
+        run_here(main_dgl, *command, "--num_workers", 0)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and len(error.splitlines()) == 1
+    assert where in error and error.count("_XX") == (2 if number == 5 else 8)  # the clips of the step
+    saved = checkpoint.load(tmp_path / "run" / "last.pth")
+    assert saved["progress"]["epoch"] == 1 and saved["progress"]["step"] == 0  # whole, of the epoch before
+    assert all(value.isfinite().all() for value in saved["model"].values())
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):

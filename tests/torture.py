@@ -7,6 +7,7 @@ empty folder. The first and every third kill after it strike while a checkpoint 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -38,6 +39,15 @@ def assert_same_run(expected, actual):
         for row in log:
             row.pop("seconds")
     assert logs[0] == logs[1], "log.jsonl"
+
+
+def in_writing(folder):
+    """Name and time of change of the checkpoints that are being written, or were when their run was killed."""
+    found = set()
+    for path in folder.glob("*.pth.partial"):
+        with contextlib.suppress(FileNotFoundError):  # it has just been renamed
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
 
 
 def main():
@@ -80,9 +90,10 @@ def main():
     rng = random.Random(args.seed)
     folder, kills, writing = args.out / "killed", 0, 0
     while True:
+        left_over = in_writing(folder)
         process = start("killed")
         if kills < args.kills and kills % 3 == 0:
-            while process.poll() is None and not list(folder.glob("*.pth.partial")):
+            while process.poll() is None and not in_writing(folder) - left_over:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.05))
         elif kills < args.kills:
@@ -94,7 +105,7 @@ def main():
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-        writing += any(folder.glob("*.pth.partial"))
+        writing += bool(in_writing(folder) - left_over)
     if process.returncode or kills < args.kills:
         sys.exit(f"the run ended with status {process.returncode} after {kills} kills")
     assert_same_run(args.out / "whole", folder)

@@ -42,7 +42,7 @@ def resume(path, settings, model, optimizer, scheduler):
     """
     saved = load(path)
     if saved["authors"] or not {"optimizer", "scheduler", "progress", "log"} <= saved.keys():
-        raise InputError(f"{path}: not the last.pth of a run, so --resume cannot go on; choose another --ckpt_path")
+        raise InputError(f"{path}: no run to resume is in it; remove it, or choose another --ckpt_path")
     before = saved["settings"]
     for name in sorted((settings.keys() | before.keys()) - FREE_SETTINGS):
         if settings.get(name) != before.get(name):
@@ -91,8 +91,10 @@ def load(path):
     weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise InputError(f"{path}: not a checkpoint of this project (no model in it); give best.pth of a run")
+    if not all(isinstance(name, str) for name in weights):
+        raise InputError(f"{path}: no checkpoint of this project (its weights have no names); give best.pth of a run")
     authors = "settings" not in checkpoint
-    if not isinstance(checkpoint.get("settings", {}), dict):
+    if not is_plain(checkpoint.get("settings", {})):
         raise InputError(f"{path}: not a checkpoint of this project (no settings in it); give best.pth of a run")
     if authors:
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
@@ -102,6 +104,15 @@ def load(path):
         settings |= {name: checkpoint[name] for name in ("modulation", "alpha") if name in checkpoint}
         checkpoint |= {"model": weights, "settings": settings}
     return checkpoint | {"authors": authors}
+
+
+def is_plain(settings):
+    """Whether settings are a dict of the kinds of values that flags have."""
+    kinds = (str, int, float, bool, type(None))
+    return isinstance(settings, dict) and all(
+        isinstance(value, kinds) or isinstance(value, list) and all(isinstance(each, kinds) for each in value)
+        for value in settings.values()
+    )
 
 
 def first_line(error):

@@ -13,6 +13,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from utils.checkpoint import FREE_SETTINGS
 from utils.errors import InputError, OneLineParser, run
 from utils.evaluation import BRANCHES
 from utils.files import write_text
@@ -26,6 +27,8 @@ COLUMNS = {
 }
 
 
+# Settings in which the runs of a comparison may differ, those of the machine among them.
+VARIED = {"method", "modulation", "modality", "no_mgt", "no_ugt", "alpha", "random_seed", *(FREE_SETTINGS - {"epochs"})}
 METHODS = ("audio alone", "visual alone", "joint", "OGM", "OGM-GE", "DGL -MGT -UGT", "DGL -MGT", "DGL -UGT", "DGL")
 
 
@@ -46,17 +49,30 @@ def collect(folder):
         {(method, alpha): [{"log": epochs, "best": figures, "last": figures, "settings": settings} per seed]}
 
     Raises:
-        InputError: there is none, or one's files cannot be read.
+        InputError: there is none, one's files cannot be read, or they differ in more than method, alpha and seed.
     """
-    runs = defaultdict(list)
+    runs, first = defaultdict(list), None
     for path in sorted(Path(folder).glob("*/result.json")):
         try:
             entry = json.loads(path.read_text())
             entry["log"] = [json.loads(line) for line in (path.parent / "log.jsonl").read_text().splitlines()]
-            entry |= {name: json.loads((path.parent / f"{name}.json").read_text()) for name in ("best", "last")}
-            runs[method_name(entry["settings"])].append(entry)
+            for name in ("best", "last"):
+                figures = json.loads((path.parent / f"{name}.json").read_text())
+                entry[name] = {column: value(figures) for column, value in COLUMNS.items()}
+            key = method_name(entry["settings"])
+            shared = {name: value for name, value in entry["settings"].items() if name not in VARIED}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path.parent}: not a finished run ({error}); run compare.sh again") from None
+        first = shared if first is None else first
+        for name in sorted(first.keys() | shared.keys()):
+            if first.get(name) != shared.get(name):
+                raise InputError(
+                    f"{path.parent}: --{name} is {shared.get(name)}, {first.get(name)} in another run beside it; "
+                    "move one of them away, or make it again with compare.sh"
+                )
+        if any(other["settings"]["random_seed"] == entry["settings"]["random_seed"] for other in runs[key]):
+            raise InputError(f"{path.parent}: a run of the same method and seed is beside it; move one of them away")
+        runs[key].append(entry)
     if not runs:
         raise InputError(f"{folder}: no finished run in it; run compare.sh")
     return dict(sorted(runs.items(), key=lambda item: (METHODS.index(item[0][0]), item[0][1] or 0)))
@@ -78,8 +94,8 @@ def tabulate(runs):
     for (method, alpha), entries in runs.items():
         for epoch in ("best", "last"):
             row = {"method": method, "alpha": alpha, "seeds": len(entries), "epoch": epoch}
-            for column, value in COLUMNS.items():
-                row[column], row[f"{column} std"] = mean_and_deviation([value(entry[epoch]) for entry in entries])
+            for column in COLUMNS:
+                row[column], row[f"{column} std"] = mean_and_deviation([entry[epoch][column] for entry in entries])
             rows.append(row)
     return rows
 
@@ -164,7 +180,8 @@ def plot_curves(runs, path):
 
 
 def plot_alphas(runs, path):
-    """Best epoch's accuracy against alpha, one panel a branch; nothing where no method ran with several alphas."""
+    """Best epoch's accuracy against alpha, one panel a branch, of the methods that ran with several; else no file."""
+    path.unlink(missing_ok=True)
     methods = defaultdict(dict)
     for (method, alpha), entries in runs.items():
         if alpha is not None:
@@ -192,7 +209,8 @@ def main():
     plot_curves(runs, folder / "curves.png")
     plot_alphas(runs, folder / "alpha.png")
     print(markdown(rows), end="")
-    print(f"written to {folder}: comparison.md, comparison.csv, curves.png")
+    written = ("comparison.md", "comparison.csv", "curves.png", "alpha.png")
+    print(f"written to {folder}: {', '.join(name for name in written if (folder / name).exists())}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ machine_python=$(command -v python3 || command -v python || true)
 PYTHON=.venv/bin/python
 [ -x "$PYTHON" ] || PYTHON=$machine_python
 
-# Makes the environment only where the Python at hand lacks the packages.
+# Makes the environment or brings it up to date, unless the Python at hand is another one and has the packages.
 ensure_packages() {
-  "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torchvision") is None)' ||
-    make_environment
+  local packages="torchvision soundfile soxr cv2 imageio_ffmpeg tqdm tensorboard sklearn matplotlib"
+  [ ! -d .venv ] && "$PYTHON" -c "
+import importlib.util, sys
+sys.exit(any(importlib.util.find_spec(name) is None for name in '$packages'.split()))" || make_environment
 }
 
 make_environment() {

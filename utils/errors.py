@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 
 
 class InputError(Exception):
@@ -28,6 +29,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 def run(main):
     """Call `main`; turn an InputError, also one raised in a data loader's worker, into one line and exit status 2."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be of another encoding
     try:
         main()
     except InputError as error:
@@ -38,6 +41,9 @@ def run(main):
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
         sys.exit(128 + interruption.number)
+    except Exception:  # a fault of ours: an exit by hand, since reader processes would be waited for in vain otherwise
+        traceback.print_exc()
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

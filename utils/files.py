@@ -34,7 +34,7 @@ def replacing(path):
 def write_text(path, text):
     """Replace the file at `path` by `text`, as `replacing` does."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def write_json(path, values):
@@ -42,8 +42,16 @@ def write_json(path, values):
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-locked = set()  # descriptors of folders; a forked reader process gives its copies up, lest it outlive the run with them
-os.register_at_fork(after_in_child=lambda: [os.close(descriptor) for descriptor in locked])
+locked = set()  # descriptors of folders
+
+
+def give_up_locks():
+    """In a forked reader process: close its copies, lest it outlive the run and keep the folder."""
+    while locked:
+        os.close(locked.pop())
+
+
+os.register_at_fork(after_in_child=give_up_locks)
 
 
 @contextmanager
@@ -58,14 +66,13 @@ def exclusive(folder, flag):
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; choose another {flag}") from None
+    locked.add(descriptor)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked.add(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another run is writing into it; wait, or choose another {flag}") from None
         yield
-    except BlockingIOError:
-        raise InputError(
-            f"{folder}: another run is writing into it; wait for its end, or choose another {flag}"
-        ) from None
     finally:
         locked.discard(descriptor)
         os.close(descriptor)

@@ -6,7 +6,6 @@ Flags that a dataset decides (paths, frames) default to None here and are filled
 """
 
 import argparse
-import math
 from pathlib import Path
 
 from utils.errors import OneLineParser
@@ -20,7 +19,7 @@ def at_least(minimum, kind=int):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not (math.isfinite(value) and value >= minimum):
+        if not minimum <= value < 2**63:
             raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least {minimum}")
         return value
 
@@ -203,7 +202,7 @@ def training_parser(datasets, fusion_methods, modalities):
     group.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in CKPT_PATH, to the very bits of an uninterrupted one; start it where there is none",
+        help="go on with the run in CKPT_PATH as if it had not been interrupted; start it where there is none",
     )
     group.add_argument(
         "--ckpt_path",

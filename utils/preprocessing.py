@@ -25,6 +25,7 @@ import imageio_ffmpeg
 from tqdm import tqdm
 
 from utils.errors import InputError
+from utils.files import exclusive
 from utils.flv import shorten_flv
 
 LFS_HEADER = b"version https://git-lfs.github.com/spec"
@@ -70,12 +71,14 @@ def find_class_videos(source, classes=None):
     for split, name in (("train", "train"), ("test", "val" if (source / "val").is_dir() else "test")):
         try:
             folders = sorted(path for path in (source / name).iterdir() if path.is_dir())
-        except OSError:
-            raise InputError(f"{source / name}: no such folder; put Kinetics-400 there, or change --source") from None
+            videos = {folder: sorted(folder.iterdir()) for folder in folders}
+        except OSError as error:
+            path = error.filename or source / name
+            raise InputError(f"{path}: {error.strerror}; put Kinetics-400 there, or change --source") from None
         for folder in folders:
             class_name = folder.name.replace(" ", "_")
             if classes is None or class_name in classes:
-                for video in sorted(folder.iterdir()):
+                for video in videos[folder]:
                     if video.suffix.lower() in VIDEO_SUFFIXES:
                         yield split, class_name, video
 
@@ -229,7 +232,6 @@ def extract_all_sound(jobs, target, args, missing=0):
 def extract_all(function, jobs, target, report, workers, missing):
     """Process a dataset's clips, all that are not there yet; print a summary and write the failures to `report`.
 
-    One run at a time may write below a target: each begins and ends with clearing what is unfinished there.
 
     Args:
         function: `extract_frames` or `extract_sound` with its settings bound.
@@ -247,16 +249,17 @@ def extract_all(function, jobs, target, report, workers, missing):
             f"{report.parent}: no video of the dataset found, {missing} missing; its readme says how to get it"
         )
     unfinished = target / UNFINISHED
-    try:
-        remove(unfinished)  # of a run that was killed
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{unfinished}: {error.strerror}; change the folder's permissions, or --root") from None
-    try:
-        jobs = {name: (*job, unfinished) for name, job in jobs.items()}
-        results, failures = process_clips(function, jobs, workers)
-    finally:
-        remove(unfinished)
+    with exclusive(target, "--root"):
+        try:
+            remove(unfinished)  # of a run that was killed
+            unfinished.mkdir()
+        except OSError as error:
+            raise InputError(f"{unfinished}: {error.strerror}; change the folder's permissions, or --root") from None
+        try:
+            jobs = {name: (*job, unfinished) for name, job in jobs.items()}
+            results, failures = process_clips(function, jobs, workers)
+        finally:
+            remove(unfinished)
     write_failures(report, failures)
     print_summary(results, failures, missing, report)
     if not results:
@@ -338,7 +341,7 @@ def write_failures(path, failures):
     """Write {clip name: reason} to a CSV file, or remove it when there are none."""
     path.unlink(missing_ok=True)
     if failures:
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file).writerows([("clip", "reason"), *failures.items()])
 
 

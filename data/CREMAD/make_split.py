@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from utils.errors import InputError, run
+from utils.files import write_text
 from utils.lists import CREMAD_EMOTIONS
 from utils.options import add_split_path, at_least, dataset_parser, ratio
 
@@ -94,12 +95,14 @@ def main():
     rng = random.Random(args.seed)
     split = split_by_actor if args.by_actor else split_by_emotion
     test = split(clips, args.test_ratio, rng)
-    args.split_path.mkdir(parents=True, exist_ok=True)
+    try:
+        args.split_path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{args.split_path}: {error.strerror}; choose another --split_path") from None
     for name, ids in (("train", clips.keys() - test), ("test", test)):
-        partial = args.split_path / f"{name}.csv.partial"
-        partial.write_text("".join(f"{clip_id},{clips[clip_id][1]}\n" for clip_id in sorted(ids)))
-        partial.replace(args.split_path / f"{name}.csv")
-        print(f"{args.split_path / name}.csv: {len(ids)} clips")
+        path = args.split_path / f"{name}.csv"
+        write_text(path, "".join(f"{clip_id},{clips[clip_id][1]}\n" for clip_id in sorted(ids)))
+        print(f"{path}: {len(ids)} clips")
     if len(sounds ^ pictures):
         print(f"{len(sounds ^ pictures)} clips left out for want of sound or frames")
 

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from scipy.signal import lfilter
 
-from utils.errors import run
+from utils.errors import InputError, run
 from utils.options import at_least, dataset_parser
 from utils.preprocessing import print_summary, process_clips
 
@@ -170,7 +170,10 @@ def main():
     args = parser.parse_args()
 
     for name in ("AudioWAV", "VideoFlash"):
-        (args.root / name).mkdir(parents=True, exist_ok=True)
+        try:
+            (args.root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{args.root / name}: {error.strerror}; choose another --root") from None
     jobs = {}
     for label, emotion in enumerate(VOICES):
         for k in range(args.clips_per_class):
