@@ -111,9 +111,12 @@ def test_training_goes_on_without_damaged_clips_and_lists_each(moved, tmp_path, 
 def test_unchanged_clips_are_not_decoded_again(moved, monkeypatch, capsys):
     looked_at = []
     process = damage.process_clips
-    monkeypatch.setattr(
-        damage, "process_clips", lambda f, jobs, n: looked_at.append(sorted(jobs)) or process(f, jobs, n)
-    )
+
+    def watched(function, jobs, *options):
+        looked_at.append(sorted(jobs))
+        return process(function, jobs, *options)
+
+    monkeypatch.setattr(damage, "process_clips", watched)
 
     def build():
         looked_at.clear()
