@@ -23,10 +23,9 @@ def save(path, model, settings, **state):
     try:
         with replacing(path) as file:
             torch.save({"model": model.state_dict(), "settings": settings, **state}, file)
-    except RuntimeError as error:  # of torch's own writer, when the disk is full
-        raise InputError(
-            f"{path}: cannot be written ({first_line(error)}); free space or choose another folder"
-        ) from None
+    except RuntimeError as error:  # of torch's own writer, on top of the system's
+        reason = getattr(error.__context__, "strerror", None) or first_line(error)
+        raise InputError(f"{path}: cannot be written ({reason}); free space or choose another folder") from None
 
 
 def resume(path, settings, model, optimizer, scheduler):
