@@ -50,6 +50,11 @@ def in_writing(folder):
     return found
 
 
+def epochs_done(folder):
+    log = folder / "log.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
 def main():
     parser = argparse.ArgumentParser(description="Kill and resume training; compare with an uninterrupted run.")
     parser.add_argument("corpus", type=Path)
@@ -97,7 +102,9 @@ def main():
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.05))
         elif kills < args.kills:
-            time.sleep(rng.uniform(0, until_training + 1.5 * epoch))
+            deadline, before = time.perf_counter() + rng.uniform(0, until_training + 1.5 * epoch), epochs_done(folder)
+            while time.perf_counter() < deadline and epochs_done(folder) < before + 2:
+                time.sleep(0.001)
         else:
             process.wait()
         if process.poll() is not None:
