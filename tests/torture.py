@@ -65,19 +65,8 @@ def main():
 
     command = [sys.executable, "main_dgl.py", "--train", "--resume", "--visual_path", args.corpus.absolute()]
     command += ["--audio_path", args.corpus.absolute() / "AudioWAV", "--split_path", args.corpus.absolute()]
-    command += [
-        "--cache_path",
-        args.out.absolute() / "cache",
-        "--image_size",
-        "32",
-        "--batch_size",
-        "4",
-        "--epochs",
-        "6",
-        "--num_workers",
-        "1",
-        *flags,
-    ]
+    command += ["--cache_path", args.out.absolute() / "cache", "--image_size", "32", "--batch_size", "4"]
+    command += ["--num_workers", "1", "--epochs", str(2 * args.kills + 2), *flags]  # a kill costs two epochs at most
 
     def start(name):
         return subprocess.Popen(
