@@ -234,39 +234,25 @@ def validation_parser(datasets):
     return parser
 
 
+def add_folder(parser, flag, default, what):
+    parser.add_argument(flag, type=Path, default=Path(default), metavar="DIR", help=f"{what} (default: %(default)s)")
+
+
 def dataset_parser(description, root):
     """The parser of the scripts under data/: where the dataset is."""
     parser = OneLineParser(description=description)
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path(root),
-        metavar="DIR",
-        help="folder of the dataset (default: %(default)s)",
-    )
+    add_folder(parser, "--root", root, "folder of the dataset")
     return parser
 
 
 def add_split_path(parser, default):
     """--split_path, for lists that are not in --root."""
-    parser.add_argument(
-        "--split_path",
-        type=Path,
-        default=Path(default),
-        metavar="DIR",
-        help="folder of the dataset's lists (default: %(default)s)",
-    )
+    add_folder(parser, "--split_path", default, "folder of the dataset's lists")
 
 
 def add_kinetics_source(parser):
     """--source, from which both Kinetics-Sounds and Kinetics-400 are made."""
-    parser.add_argument(
-        "--source",
-        type=Path,
-        default=Path("train_test_data/kinect400/raw"),
-        metavar="DIR",
-        help="folder of the raw train/ and val/ (default: %(default)s)",
-    )
+    add_folder(parser, "--source", "train_test_data/kinect400/raw", "folder of the raw train/ and val/")
 
 
 def extraction_parser(description, root, min_frames=None):
