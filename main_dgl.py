@@ -6,8 +6,6 @@
 The method is `dgl_step` below and the base class in models/fusion_modules.py: `grep -rn "DGL (" --include=*.py .`
 """
 
-import csv
-import io
 import json
 import os
 import sys
@@ -30,7 +28,7 @@ from utils.batchnorm import refresh_batchnorm
 from utils.device import choose_device
 from utils.errors import InputError, Interrupted, run
 from utils.evaluation import BRANCHES, evaluate
-from utils.files import exclusive, write_json, write_text
+from utils.files import exclusive, write_csv, write_json, write_text
 from utils.interruption import Interruption
 from valid import validate
 
@@ -250,10 +248,8 @@ def write_log(path, log):
 
 def write_skipped(path, loaders):
     """Write `split,clip,reason` of every clip that is left out."""
-    file = io.StringIO()
     rows = [(split, *clip) for split, loader in loaders.items() for clip in loader.dataset.left_out()]
-    csv.writer(file, lineterminator="\n").writerows([("split", "clip", "reason"), *rows])
-    write_text(path, file.getvalue())
+    write_csv(path, [("split", "clip", "reason"), *rows])
 
 
 def open_board(args, log):

@@ -26,7 +26,6 @@ COLUMNS = {
     "probe visual": lambda figures: figures["linear_probe"]["visual"],
 }
 
-
 # Settings in which the runs of a comparison may differ, those of the machine among them.
 VARIED = {"method", "modulation", "modality", "no_mgt", "no_ugt", "alpha", "random_seed", *(FREE_SETTINGS - {"epochs"})}
 METHODS = ("audio alone", "visual alone", "joint", "OGM", "OGM-GE", "DGL -MGT -UGT", "DGL -MGT", "DGL -UGT", "DGL")

@@ -1,6 +1,8 @@
 """Files that are written whole or not at all, and folders that one run has for itself."""
 
+import csv
 import fcntl
+import io
 import json
 import os
 from contextlib import contextmanager
@@ -40,6 +42,13 @@ def write_text(path, text):
 def write_json(path, values):
     """Write `values`, a dict of plain values, to `path` as JSON, as `replacing` does."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path, rows):
+    """Write rows of cells, the header first, to `path` as CSV, as `replacing` does."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 locked = set()  # descriptors of folders

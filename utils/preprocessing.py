@@ -1,6 +1,5 @@
 """From raw clips to files that training reads: the work itself, shared by the scripts under data/."""
 
-import csv
 import io
 import itertools
 import multiprocessing
@@ -25,7 +24,7 @@ import imageio_ffmpeg
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.files import exclusive
+from utils.files import exclusive, write_csv
 from utils.flv import shorten_flv
 
 LFS_HEADER = b"version https://git-lfs.github.com/spec"
@@ -232,7 +231,6 @@ def extract_all_sound(jobs, target, args, missing=0):
 def extract_all(function, jobs, target, report, workers, missing):
     """Process a dataset's clips, all that are not there yet; print a summary and write the failures to `report`.
 
-
     Args:
         function: `extract_frames` or `extract_sound` with its settings bound.
         jobs: {clip name: (video, output)}, outputs anywhere below `target`.
@@ -341,8 +339,7 @@ def write_failures(path, failures):
     """Write {clip name: reason} to a CSV file, or remove it when there are none."""
     path.unlink(missing_ok=True)
     if failures:
-        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows([("clip", "reason"), *failures.items()])
+        write_csv(path, [("clip", "reason"), *failures.items()])
 
 
 def print_summary(results, failures, missing=0, report=None):
