@@ -11,25 +11,44 @@ import os
 import sys
 import time
 from collections import deque
+from contextlib import ExitStack
 from functools import partial
+
+from dataset import DATASETS, fill_defaults
+from models import FUSION_MODULES, MODALITIES
+from utils import options
+from utils.errors import InputError, Interrupted, run
+
+
+def parse_flags():
+    """The flags: (args, typed) as utils.options.parse, checked.
+
+    Raises:
+        InputError: a flag is wrong, or contradicts another.
+    """
+    args, typed = options.parse(options.training_parser(tuple(DATASETS), tuple(FUSION_MODULES), MODALITIES))
+    options.check_method(args, typed)
+    return args, typed
+
+
+if __name__ == "__main__":
+    flags = run(parse_flags)  # --help and wrong flags need not wait the seconds that PyTorch takes to import
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from dataset import DATASETS, build_loader, fill_defaults
-from dataset.clips import derived_seed
-from dataset.damage import refuse_much_damage
-from models.basic_model import MODALITIES, AVClassifier
-from models.fusion_modules import FUSION_MODULES
-from utils import checkpoint, options
+from dataset.cache import refuse_much_damage
+from dataset.loader import build_loader
+from models.basic_model import AVClassifier
+from utils import checkpoint, distributed
 from utils.baselines import ablation_step, joint_step, unimodal_step
 from utils.batchnorm import refresh_batchnorm
-from utils.device import choose_device
-from utils.errors import InputError, Interrupted, run
+from utils.device import choose_device, set_precision, to_device
 from utils.evaluation import BRANCHES, evaluate
 from utils.files import exclusive, write_csv, write_json, write_text
 from utils.interruption import Interruption
+from utils.seeds import derived_seed
 from valid import validate
 
 BATCHNORM_CLIPS = 256  # clips over which BatchNorm's statistics are averaged before an evaluation
@@ -81,11 +100,12 @@ def choose_step(args, epoch):
     return partial(dgl_step, alpha=args.alpha)
 
 
-def train_epoch(model, loader, optimizer, device, args, progress, interruption):
+def train_epoch(model, shared, loader, optimizer, device, args, progress, interruption):
     """Train from step `progress["step"]` to the end of the epoch; leave fresh BatchNorm statistics.
 
     `progress` is kept up to date after each step, {"epoch", "step": steps done, "total": losses summed over clips
-    (3,)}, so that it can be saved with the model when `interruption` raises Interrupted, between two steps.
+    (3,)}, so that it can be saved with the model when `interruption` raises Interrupted, between two steps. `shared` is
+    the model's distributed.Shared.
 
     Returns:
         {"loss": .., "loss_a": .., "loss_v": ..}, means per clip; None for a modality that the model lacks.
@@ -97,28 +117,31 @@ def train_epoch(model, loader, optimizer, device, args, progress, interruption):
     epoch, done = progress["epoch"], progress["step"]
     step = choose_step(args, epoch)
     recent = deque(maxlen=-(-BATCHNORM_CLIPS // args.batch_size))
-    first = max(0, done - recent.maxlen - 1)  # batches before step `done` are read again for BatchNorm alone
     loader.dataset.set_epoch(epoch)
-    loader.sampler.start = first * args.batch_size
+    loader.sampler.start = first = max(0, done - recent.maxlen - 1)  # until `done` for BatchNorm alone
     batches = interruption.watch(loader)
-    bar = tqdm(batches, f"epoch {epoch}", len(loader), leave=False, initial=first, disable=not sys.stderr.isatty())
+    quiet = distributed.rank() > 0 or not sys.stderr.isatty()
+    bar = tqdm(batches, f"epoch {epoch}", len(loader), leave=False, initial=first, disable=quiet)
     pending = None  # losses and gradient norm of the previous step: a GPU has its next work when it is asked for them
     try:
-        for number, (spectrogram, frames, label) in enumerate(bar, start=first):
-            spectrogram = spectrogram.to(device, non_blocking=True).unsqueeze(1)
-            frames, label = frames.to(device, non_blocking=True), label.to(device, non_blocking=True)
-            if len(label) == args.batch_size:
+        for number, batch in enumerate(bar, start=first):
+            spectrogram, frames, label = to_device(batch, device)
+            clips = min(args.batch_size, len(loader.dataset) - number * args.batch_size)  # in all processes
+            if clips == args.batch_size:
                 recent.append((spectrogram, frames))
             if number < done:
                 continue
             torch.manual_seed(derived_seed(args.random_seed, epoch, "noise", number))  # drawn by OGM-GE
+            shared.share = distributed.share(clips)
             optimizer.zero_grad()
-            losses = torch.stack(step(model, spectrogram, frames, label))
+            losses = torch.stack(step(shared.model, spectrogram, frames, label))
+            shared.reduce_fusion()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
             optimizer.step()
+            losses = distributed.total(losses * shared.share)
             refuse_non_finite(pending, loader, args, progress)
             pending = norm + (losses.sum() if args.modality == "full" else losses[0])
-            progress["step"], progress["total"] = number + 1, progress["total"].to(device) + losses * len(label)
+            progress["step"], progress["total"] = number + 1, progress["total"].to(device) + losses * clips
     finally:  # also when it is interrupted and about to be saved
         refuse_non_finite(pending, loader, args, progress)
     refresh_batchnorm(model, recent)
@@ -131,7 +154,7 @@ def refuse_non_finite(value, loader, args, progress):
     if value is None or value.isfinite():
         return
     number = progress["step"] - 1
-    ids = [loader.dataset.clips[i].id for i in loader.sampler.order()[number * args.batch_size :][: args.batch_size]]
+    ids = [loader.dataset.clips[i].id for i in loader.sampler.batches()[number]]
     raise InputError(
         f"loss or gradient not finite in epoch {progress['epoch']}, step {number}: lower --learning_rate, or look at "
         f"its clips; nothing of this epoch is saved in {args.ckpt_path}; clips {', '.join(ids)}"
@@ -150,13 +173,13 @@ def build_optimizer(model, args):
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, args.lr_decay_step, args.lr_decay_ratio)
 
 
-def train(args):
+def train(args, device):
     """Train until args.epochs epochs are done; write best.pth, last.pth, log.jsonl and result.json into args.ckpt_path.
 
     The best epoch is chosen on the test set, as the literature does, or with args.val_ratio on the training clips that
     it holds out; then the test set is seen once, after the last epoch.
     """
-    device = choose_device(args.device, args.gpu_ids)
+    set_precision(args.deterministic)
     chosen_on = "val" if args.val_ratio else "test"
     loaders = {split: build_loader(args, split, device) for split in dict.fromkeys(("train", chosen_on, "test"))}
     for split, loader in loaders.items():
@@ -165,7 +188,9 @@ def train(args):
 
     torch.manual_seed(args.random_seed)
     model = AVClassifier(DATASETS[args.dataset].n_classes, args.fusion_method, args.modality)
+    model.amp = args.amp == "bf16"
     model.to(device, memory_format=torch.channels_last)  # 1.6 times as fast on the CPU
+    shared, first = distributed.Shared(model), distributed.rank() == 0
     optimizer, scheduler = build_optimizer(model, args)
     clips = derived_seed(*(clip.id for clip in loaders["train"].dataset.clips))  # resumed on others it would go astray
     state = {"log": [], "progress": start_of(0)}  # with model, optimiser and schedule all that a run is
@@ -176,19 +201,25 @@ def train(args):
     def save(path):
         epoch = state["log"][-1]["epoch"] if state["log"] else None
         schedules = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        checkpoint.save(path, model, vars(args), epoch=epoch, clips=clips, **schedules, **state)
+        if first:
+            checkpoint.save(path, model, vars(args), epoch=epoch, clips=clips, **schedules, **state)
 
-    with exclusive(args.ckpt_path, "--ckpt_path"):
-        if os.path.exists(last_path):
-            if not args.resume:
-                raise InputError(
-                    f"{last_path}: a run is there; --resume goes on with it, or choose another --ckpt_path"
-                )
-            saved = checkpoint.resume(last_path, vars(args), model, optimizer, scheduler)
-            if saved.get("clips") != clips:
-                raise InputError(f"{last_path}: of other training clips; restore them, or choose another --ckpt_path")
-            state = {"log": saved["log"], "progress": saved["progress"]}
-            print(f"resuming in epoch {state['progress']['epoch']} after {state['progress']['step']} steps")
+    with ExitStack() as stack:
+        with distributed.first_alone():
+            if first:
+                stack.enter_context(exclusive(args.ckpt_path, "--ckpt_path"))
+            if os.path.exists(last_path):
+                if not args.resume:
+                    raise InputError(
+                        f"{last_path}: a run is there; --resume goes on with it, or choose another --ckpt_path"
+                    )
+                saved = checkpoint.resume(last_path, vars(args), model, optimizer, scheduler)
+                if saved.get("clips") != clips:
+                    raise InputError(
+                        f"{last_path}: of other training clips; restore them, or choose another --ckpt_path"
+                    )
+                state = {"log": saved["log"], "progress": saved["progress"]}
+                print(f"resuming in epoch {state['progress']['epoch']} after {state['progress']['step']} steps")
         write_log(log_path, state["log"])
         write_skipped(os.path.join(args.ckpt_path, "skipped.csv"), loaders)
         if os.path.exists(result_path):
@@ -199,7 +230,9 @@ def train(args):
             with Interruption() as interruption:
                 while state["progress"]["epoch"] < args.epochs:
                     start, progress = time.perf_counter(), state["progress"]
-                    losses = train_epoch(model, loaders["train"], optimizer, device, args, progress, interruption)
+                    losses = train_epoch(
+                        model, shared, loaders["train"], optimizer, device, args, progress, interruption
+                    )
                     accuracies, _ = evaluate(model, interruption.watch(loaders[chosen_on]), device)
                     row = {"epoch": progress["epoch"], "learning_rate": scheduler.get_last_lr()[0], **losses}
                     row |= {"split": chosen_on, **accuracies, "seconds": time.perf_counter() - start}
@@ -287,43 +320,15 @@ def summary(log, epochs):
     )
 
 
-def check_method(args, typed):
-    """Refuse flags of the method that contradict each other; warn of OGM's where OGM is not used.
-
-    Raises:
-        InputError: names the flag and what to leave out.
-    """
-    ablations = [f"--{name}" for name in ("no_mgt", "no_ugt") if getattr(args, name)]
-    if args.modality != "full" and (ablations or args.method == "joint" or args.modulation != "Normal"):
-        raise InputError(
-            f"--modality {args.modality}: one encoder alone has one way to train; "
-            "leave out --method, --modulation, --no_mgt, --no_ugt"
-        )
-    if args.method == "dgl" and args.modulation != "Normal":
-        raise InputError(
-            f"--modulation {args.modulation}: modulates the gradient of joint training, of which DGL leaves none; "
-            "add --method joint"
-        )
-    if args.method == "joint" and ablations:
-        raise InputError(f"{ablations[0]}: an ablation of DGL; leave out --method joint")
-    if args.modulation_starts > args.modulation_ends:
-        raise InputError(
-            f"--modulation_starts {args.modulation_starts}: after --modulation_ends {args.modulation_ends}"
-        )
-    for name in ("modulation_starts", "modulation_ends", "ogm_alpha"):
-        if name in typed and args.modulation == "Normal":
-            print(f"warning: --{name}: no effect with --modulation Normal", file=sys.stderr)
-
-
-def main():
-    parser = options.training_parser(tuple(DATASETS), tuple(FUSION_MODULES), MODALITIES)
-    args, typed = options.parse(parser)
-    check_method(args, typed)
-    if args.train:
-        train(fill_defaults(args))
-    else:
+def main(flags=None):
+    args, typed = flags or parse_flags()
+    if not args.train:
         validate(os.path.join(args.ckpt_path, "best.pth"), typed)
+        return
+    device = choose_device(args.device, args.gpu_ids)
+    with distributed.processes(device):
+        train(fill_defaults(args), device)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(partial(main, flags))

@@ -7,13 +7,27 @@ Model and data are rebuilt from the settings in the checkpoint; any other flag o
 authors' own code records no dataset, so name it: --dataset CREMAD.
 """
 
+from functools import partial
+
+from dataset import DATASETS
+from utils import options
+from utils.errors import InputError, run
+
+
+def parse_flags():
+    """The flags, as utils.options.parse: InputError where one is wrong."""
+    return options.parse(options.validation_parser(tuple(DATASETS)))
+
+
+if __name__ == "__main__":
+    flags = run(parse_flags)  # as in main_dgl.py
+
 import torch
 
-from dataset import DATASETS, build_loader
+from dataset.loader import build_loader
 from models.basic_model import AVClassifier
-from utils import checkpoint, options
+from utils import checkpoint
 from utils.device import choose_device
-from utils.errors import InputError, run
 from utils.evaluation import BRANCHES, accuracy, evaluate
 from utils.files import write_json
 from utils.linear_probe import linear_probe
@@ -116,10 +130,10 @@ def report(path, saved, args, dataset, accuracies, predictions, probe=None):
         print(f"{name:{width}}{counts[label]:7d}" + cells(row))
 
 
-def main():
-    _, typed = options.parse(options.validation_parser(tuple(DATASETS)))
+def main(flags=None):
+    _, typed = flags or parse_flags()
     validate(typed["ckpt_path"], typed)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(partial(main, flags))

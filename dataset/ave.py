@@ -2,12 +2,12 @@
 
 import os
 
-from dataset.clips import ClipDataset, list_folder, pair_by_id
+from dataset.index import Index, list_folder, pair_by_id
 from utils.lists import read_ave
 
 
-class AVE(ClipDataset):
-    """Index of `trainSet.txt` and `testSet.txt`; layout as in DESIGN section 1, Datasets.
+class AVE(Index):
+    """`trainSet.txt` and `testSet.txt`; layout as in DESIGN section 1, Datasets.
 
     `valSet.txt` is not used, but for its categories.
     """
@@ -16,7 +16,7 @@ class AVE(ClipDataset):
     visual_path = "train_test_data/AVE_Dataset"
     split_path = "train_test_data/AVE_Dataset"
 
-    def index(self, args, split):
+    def clips(self, args, split):
         lists = {name: read_ave(os.path.join(args.split_path, f"{name}Set.txt")) for name in ("train", "val", "test")}
         self.classes = tuple(sorted({category for rows in lists.values() for _, category in rows}))
         labels = {category: label for label, category in enumerate(self.classes)}

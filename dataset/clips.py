@@ -1,132 +1,183 @@
 """The clip reader that every dataset shares: a spectrogram and a few frames per clip (DESIGN section 1, Datasets)."""
 
-import hashlib
+import math
 import os
-import sys
+import random
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
 
+import cv2
 import numpy as np
 import soundfile
 import soxr
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import Dataset, Sampler
-from torchvision import transforms
+from torch.utils.data import Dataset
 
+from dataset.index import AudioSettings
+from utils.device import normalise
 from utils.errors import InputError
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class AudioSettings:
-    """How a dataset's sound becomes a spectrogram: sampling rate in Hz, length in seconds, STFT window and hop.
-
-    Sound is repeated to fill `repeat_to` seconds, of which `seconds` are cropped: anywhere in training, the middle in
-    evaluation. Without `repeat_to` it is repeated to fill `seconds`, and the first ones are taken.
-    """
-
-    rate: int
-    seconds: int
-    n_fft: int
-    hop: int
-    repeat_to: int | None = None
-
-
-class Clip(NamedTuple):
-    """One entry of an index: sound, names of the frames in `folder`, and position of its class in the `classes`."""
-
-    id: str
-    wav: str
-    folder: str
-    frames: tuple[str, ...]
-    label: int
-
-
-def derived_seed(*parts):
-    """A 63-bit seed that is a function of `parts`, the same in every process and on every machine."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+from utils.seeds import derived_seed
 
 
 def load_waveform(path, rate):
     """A sound file as mono float32 samples (n,) at `rate` Hz, resampled as librosa.load does (soxr, high quality).
 
-    `rate` None leaves the file's own.
-
     Raises:
         InputError: the file is missing, unreadable or holds no sample.
     """
     try:
-        samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            file_rate = file.samplerate
+            if file.subtype == "PCM_16":  # the same bits in half the time
+                samples = file.read(dtype="int16") * np.float32(2**-15)
+            else:
+                samples = file.read(dtype="float32")
     except (OSError, soundfile.SoundFileError):
         remedy = "restore it (`git lfs pull` if it is a Git LFS pointer) or take its clip off the split list"
         raise InputError(f"{path}: not a readable sound file; {remedy}") from None
     if not len(samples):
         raise InputError(f"{path}: holds no sound; restore it or take its clip off the split list")
-    samples = samples.mean(axis=1)
-    if rate and file_rate != rate:
+    if not np.isfinite(samples).all():
+        raise InputError(f"{path}: samples that are not finite; restore it or take its clip off the split list")
+    if samples.ndim > 1:
+        samples = samples.mean(axis=1)
+    if file_rate != rate:
         length = -(-len(samples) * rate // file_rate)  # rounded up
         samples = soxr.resample(samples, file_rate, rate, quality="HQ")[:length]
-        samples = np.pad(samples, (0, length - len(samples)))
+        if len(samples) < length:
+            samples = np.pad(samples, (0, length - len(samples)))
     return samples
+
+
+@cache
+def hann_window(length):
+    return torch.hann_window(length)
 
 
 def log_spectrogram(samples, audio):
     """log(|STFT| + 1e-7) of samples (n,): Hann window, centred, zeros beyond both ends -> (n_fft/2 + 1, 1 + n // hop).
 
-    The amplitude is clipped to [-1, 1] first (DESIGN section 1, Datasets).
+    The amplitude is clipped to [-1, 1] first (DESIGN section 1, Datasets). Half the time of torch.stft and torch.abs.
     """
-    samples = torch.from_numpy(samples).clamp(-1, 1)
-    window = torch.hann_window(audio.n_fft)
-    stft = torch.stft(
-        samples, audio.n_fft, audio.hop, window=window, center=True, pad_mode="constant", return_complex=True
-    )
-    return (stft.abs() + 1e-7).log()
+    padded = np.zeros(len(samples) + audio.n_fft, np.float32)
+    np.clip(samples, -1, 1, out=padded[audio.n_fft // 2 : -audio.n_fft // 2])
+    windows = torch.from_numpy(padded).unfold(0, audio.n_fft, audio.hop) * hann_window(audio.n_fft)  # (T, n_fft)
+    magnitude = torch.from_numpy(np.abs(torch.fft.rfft(windows).numpy()))
+    return magnitude.add_(1e-7).log_().T.contiguous()
 
 
-def load_image(path):
-    """A frame as an RGB PIL image.
+def load_picture(path):
+    """A frame as a tensor of bytes, (H, W, 3), RGB.
 
     Raises:
         InputError: the file is missing or no picture.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError):
-        raise InputError(f"{path}: not a readable picture; extract the clip's frames again") from None
+        picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except (OSError, cv2.error):
+        picture = None
+    if picture is None:
+        raise InputError(f"{path}: not a readable picture; extract the clip's frames again")
+    return torch.from_numpy(picture)
 
 
-def list_folder(path, flag):
-    """The names in a folder, as a set.
+def resize(picture, size):
+    """A picture (H, W, 3) as (size, size, 3): bilinear with antialiasing, as PIL does it, to the last of 255 steps."""
+    picture = picture.permute(2, 0, 1).unsqueeze(0).contiguous(memory_format=torch.channels_last)  # twice as fast
+    picture = F.interpolate(picture, (size, size), mode="bilinear", antialias=True)
+    return picture.squeeze(0).permute(1, 2, 0)
 
-    Raises:
-        InputError: it is missing or no folder; the message names `flag` as the one to change.
+
+@dataclass(frozen=True)
+class Decoder:
+    """What of a clip is the same in all epochs. dataset/cache.py keeps it, so that it is computed once.
+
+    Args:
+        audio: AudioSettings.
+        num_frame: frames per clip, N.
+        size: side of the pictures, in pixels.
+        training: leave to each epoch what it draws: crops, and N of all frames.
     """
-    try:
-        return set(os.listdir(path))
-    except OSError:
-        raise InputError(f"{path}: no such folder; get and preprocess the dataset, or change {flag}") from None
+
+    audio: AudioSettings
+    num_frame: int
+    size: int
+    training: bool
+
+    @property
+    def crops_sound(self):
+        """Whether each epoch crops the sound elsewhere."""
+        return self.training and self.audio.repeat_to is not None
+
+    def sound(self, clip):
+        """The spectrogram (F, T), or where each epoch crops the sound elsewhere its samples (n,).
+
+        Raises:
+            InputError: its file cannot be decoded.
+        """
+        samples, audio = load_waveform(clip.wav, self.audio.rate), self.audio
+        length = audio.rate * audio.seconds
+        if audio.repeat_to is None:
+            samples = np.resize(samples, length)  # repeated to fill, then cut
+        else:
+            samples = np.resize(samples, max(len(samples), audio.rate * audio.repeat_to))
+            if self.crops_sound:
+                return torch.from_numpy(samples)
+            start = (len(samples) - length) // 2
+            samples = samples[start : start + length]
+        return log_spectrogram(samples, audio)
+
+    def picture(self, clip, k):
+        """The k-th of the clip's `frames`, bytes (H, W, 3); in evaluation resized.
+
+        Raises:
+            InputError: its file cannot be decoded.
+        """
+        picture = load_picture(os.path.join(clip.folder, self.frames(clip)[k]))
+        return picture if self.training else resize(picture, self.size)
+
+    def frames(self, clip):
+        """Names of the frames to choose from: all in training, in evaluation the middles of N equal parts."""
+        if self.training:
+            return clip.frames
+        return [clip.frames[(2 * k + 1) * len(clip.frames) // (2 * self.num_frame)] for k in range(self.num_frame)]
+
+    def expected_bytes(self, clip):
+        """How much memory a clip's sound and pictures take, from the headers of its files; 0 if they cannot be read."""
+        try:
+            samples = self.audio.rate * self.audio.seconds
+            sound = (self.audio.n_fft // 2 + 1) * (samples // self.audio.hop + 1)
+            if self.crops_sound:
+                info = soundfile.info(clip.wav)
+                samples = -(-info.frames * self.audio.rate // info.samplerate)
+                sound = max(samples, self.audio.rate * self.audio.repeat_to)
+            width = height = self.size
+            if self.training:
+                with Image.open(os.path.join(clip.folder, clip.frames[0])) as image:  # reads the header alone
+                    width, height = image.size
+            return 4 * sound + 3 * width * height * len(self.frames(clip))
+        except Exception:  # decoders raise nearly anything on a damaged file, which is told when it is decoded
+            return 0
 
 
-def list_frames(folder):
-    """Names of the JPEG frames in a folder, in order; none when there is no such folder."""
-    try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".jpg"))
-    except OSError:
-        return ()
-    return tuple(map(sys.intern, names))  # nearly all clips share their frames' names
+def draw_crop(height, width, rng):
+    """The box of a RandomResizedCrop with its usual ranges: 8 to 100 % of the area, aspect ratio 3:4 to 4:3.
 
-
-def pair_by_id(rows, wav_path, wavs, frames_path, suffix=""):
-    """Yield a Clip for each (id, label) of `rows`: sound `<id>.wav` if it is in `wavs`, frames in `<id><suffix>/`."""
-    for clip_id, label in rows:
-        name, folder = f"{clip_id}.wav", os.path.join(frames_path, f"{clip_id}{suffix}")
-        wav = os.path.join(wav_path, name) if name in wavs else ""
-        yield Clip(clip_id, wav, folder, list_frames(folder), label)
+    Returns:
+        (top, left, height, width); after ten draws that do not fit, the largest central box of such a ratio.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(0.08, 1)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return rng.randint(0, height - h), rng.randint(0, width - w), h, w
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def hold_out(clips, share, seed):
@@ -142,12 +193,16 @@ def hold_out(clips, share, seed):
 
 
 class ClipDataset(Dataset):
-    """Items (spectrogram (F, T), frames (3, N, H, W), label) of one split. A dataset's subclass builds the index only.
+    """Items (spectrogram (F, T), frames (3, N, H, W), label) of one split.
 
     Training draws N frames in order of time, crops and flips at random, as a function of (seed, epoch, clip) alone;
     evaluation takes N evenly spaced frames and is deterministic.
 
+    A list of numbers in place of one gives a batch as the loader hands it to utils.device.to_device: spectrograms
+    (B, F, T), pictures as bytes (B, N, H, W, 3), and labels (B,).
+
     Args:
+        index: the dataset's Index.
         args: settings (DESIGN section 2): paths, fps, image_size, random_seed, val_ratio.
         split: "train", "test", or "val", the training clips that --val_ratio holds out.
         audio: AudioSettings.
@@ -155,36 +210,28 @@ class ClipDataset(Dataset):
         training: draw and augment; by default for the split "train".
 
     Attributes:
-        clips: the index, a list of Clip.
+        clips: a list of Clip.
         skipped: ids of the split that have no sound or fewer than N frames.
-        damaged: {id: reason} of clips that cannot be decoded, see dataset/damage.py.
+        damaged: {id: reason} of clips that cannot be decoded, see dataset/cache.py.
+        stored: {path of the sound: Stored} of clips that need not be decoded again, see there.
         classes: names of the classes, in the order of their labels.
 
     Raises:
         InputError: a folder or list is missing or wrong, or every clip is skipped.
     """
 
-    classes = ()
-    audio_path = visual_path = split_path = ""
-
-    def __init__(self, args, split, audio, num_frame, training=None):
-        self.training = split == "train" if training is None else training
-        self.seed, self.audio, self.num_frame = args.random_seed, audio, num_frame
+    def __init__(self, index, args, split, audio, num_frame, training=None):
+        self.training, self.seed = split == "train" if training is None else training, args.random_seed
+        self.decoder = Decoder(audio, num_frame, args.image_size, self.training)
         # shared memory, so that workers that live through the run see the epoch change
         self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        size = (args.image_size, args.image_size)
-        if self.training:
-            augmentation = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
-        else:
-            augmentation = [transforms.Resize(size)]
-        normalisation = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-        self.transform = transforms.Compose(augmentation + normalisation)
-        self.clips, self.skipped, self.damaged = [], [], {}
-        for clip in self.index(args, "test" if split == "test" else "train"):
+        self.clips, self.skipped, self.damaged, self.stored = [], [], {}, {}
+        for clip in index.clips(args, "test" if split == "test" else "train"):
             if clip.wav and len(clip.frames) >= num_frame:
                 self.clips.append(clip)
             else:
                 self.skipped.append(clip.id)
+        self.classes = index.classes
         if not self.clips:
             raise InputError(
                 f"{args.dataset} {split}: none of the {len(self.skipped)} clips listed has sound and "
@@ -211,15 +258,8 @@ class ClipDataset(Dataset):
     def left_out(self):
         """Yield (id, reason) of every clip of the split that is left out."""
         for clip_id in self.skipped:
-            yield clip_id, f"no sound, or fewer than {self.num_frame} frame(s)"
+            yield clip_id, f"no sound, or fewer than {self.decoder.num_frame} frame(s)"
         yield from self.damaged.items()
-
-    def index(self, args, split):
-        """Yield a Clip per entry of the split; `wav` is "" where there is no sound file.
-
-        A dataset whose classes stand in its files sets `self.classes` here first.
-        """
-        raise NotImplementedError
 
     @property
     def epoch(self):
@@ -233,45 +273,42 @@ class ClipDataset(Dataset):
         return len(self.clips)
 
     def __getitem__(self, i):
+        if isinstance(i, list):
+            batch = None
+            for row, clip in enumerate(map(self.read, i)):
+                batch = batch or [torch.empty(len(i), *part.shape, dtype=part.dtype) for part in clip]
+                for whole, part in zip(batch, clip, strict=True):
+                    whole[row] = part
+            return tuple(batch)
+        spectrogram, pictures, label = self.read(i)
+        return spectrogram, normalise(pictures).permute(3, 0, 1, 2), label.item()
+
+    def read(self, i):
+        """Clip i as it looks in this epoch: spectrogram (F, T), pictures as bytes (N, H, W, 3), label."""
         clip = self.clips[i]
-        samples = load_waveform(clip.wav, self.audio.rate)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derived_seed(self.seed, self.epoch, clip.id))
-            samples = self.crop_sound(samples)
-            names = [clip.frames[k] for k in self.frame_numbers(len(clip.frames))]
-            frames = [self.transform(load_image(os.path.join(clip.folder, name))) for name in names]
-        return log_spectrogram(samples, self.audio), torch.stack(frames, dim=1), clip.label
+        rng = random.Random(derived_seed(self.seed, self.epoch, clip.id))
+        sound, audio = self.fixed("sound", clip), self.decoder.audio
+        if self.decoder.crops_sound:
+            start = rng.randint(0, len(sound) - audio.rate * audio.seconds)
+            sound = log_spectrogram(sound[start : start + audio.rate * audio.seconds].numpy(), audio)
+        numbers = range(self.decoder.num_frame)
+        if self.decoder.training:
+            numbers = sorted(rng.sample(range(len(clip.frames)), self.decoder.num_frame))
+        pictures = [self.augment(self.fixed("picture", clip, k), rng) for k in numbers]
+        return sound, torch.stack(pictures), torch.tensor(clip.label)
 
-    def crop_sound(self, samples):
-        """Samples (n,) repeated and cropped to the length that AudioSettings says."""
-        length = self.audio.rate * self.audio.seconds
-        if self.audio.repeat_to is None:
-            return np.resize(samples, length)  # repeated to fill, then cut
-        samples = np.resize(samples, max(len(samples), self.audio.rate * self.audio.repeat_to))
-        spare = len(samples) - length
-        start = torch.randint(spare + 1, ()).item() if self.training else spare // 2
-        return samples[start : start + length]
+    def fixed(self, kind, clip, *number):
+        """`sound` or `picture` of a clip, from the cache where it is there, else decoded."""
+        if clip.wav in self.stored:
+            with suppress(RuntimeError):  # the cache may be deleted at any time
+                return getattr(self.stored[clip.wav], kind)(*number)
+        return getattr(self.decoder, kind)(clip, *number)
 
-    def frame_numbers(self, available):
-        """Which N of the available frames to show: drawn in training, the middles of N equal parts in evaluation."""
-        if self.training:
-            return torch.randperm(available)[: self.num_frame].sort().values.tolist()
-        return [(2 * k + 1) * available // (2 * self.num_frame) for k in range(self.num_frame)]
-
-
-class EpochSampler(Sampler):
-    """Every clip once, in an order that is a function of (seed, epoch) alone, beginning at position `start`."""
-
-    def __init__(self, dataset):
-        self.dataset, self.start = dataset, 0
-
-    def order(self):
-        """The epoch's order, numbers of clips."""
-        generator = torch.Generator().manual_seed(derived_seed(self.dataset.seed, self.dataset.epoch, "order"))
-        return torch.randperm(len(self.dataset), generator=generator).tolist()
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __iter__(self):
-        return iter(self.order()[self.start :])
+    def augment(self, picture, rng):
+        """A picture (H, W, 3) cropped, resized and flipped at random in training -> (size, size, 3)."""
+        if not self.training:
+            return picture
+        size = self.decoder.size
+        top, left, height, width = draw_crop(*picture.shape[:2], rng)
+        picture = resize(picture[top : top + height, left : left + width], size)
+        return picture.flip(1) if rng.random() < 0.5 else picture

@@ -2,19 +2,19 @@
 
 import os
 
-from dataset.clips import ClipDataset, list_folder, pair_by_id
+from dataset.index import Index, list_folder, pair_by_id
 from utils.lists import CREMAD_EMOTIONS, read_split
 
 
-class CREMAD(ClipDataset):
-    """Index of `<split>.csv`, rows `<id>,<emotion>`; layout as in DESIGN section 1, Datasets."""
+class CREMAD(Index):
+    """`<split>.csv`, rows `<id>,<emotion>`; layout as in DESIGN section 1, Datasets."""
 
     classes = CREMAD_EMOTIONS
     audio_path = "train_test_data/CREMA-D/AudioWAV"
     visual_path = "train_test_data/CREMA-D"
     split_path = "data/CREMAD"
 
-    def index(self, args, split):
+    def clips(self, args, split):
         rows = read_split(os.path.join(args.split_path, f"{split}.csv"), self.classes)
         frames_path = os.path.join(args.visual_path, f"Image-{args.fps:02d}-FPS")
         wavs = list_folder(args.audio_path, "--audio_path")

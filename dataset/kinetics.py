@@ -2,13 +2,13 @@
 
 import os
 
-from dataset.clips import ClipDataset, list_folder, pair_by_id
+from dataset.index import Index, list_folder, pair_by_id
 from utils.errors import InputError
 from utils.lists import read_classes
 
 
-class Kinetics400(ClipDataset):
-    """Index of class folders, without a list; layout as in DESIGN section 1, Datasets.
+class Kinetics400(Index):
+    """Class folders, without a list; layout as in DESIGN section 1, Datasets.
 
     A clip is what its class folder has sound or frames of.
     """
@@ -16,7 +16,7 @@ class Kinetics400(ClipDataset):
     audio_path = "train_test_data/kinect400/audio"
     visual_path = "train_test_data/kinect400/visual"
 
-    def index(self, args, split):
+    def clips(self, args, split):
         self.classes = self.class_names(args)
         labels = {name: label for label, name in enumerate(self.classes)}
         wav_path = os.path.join(args.audio_path, split)

@@ -1,11 +1,10 @@
 """AVClassifier: two encoders and a fusion module, or one encoder and a linear classifier."""
 
+import torch
 from torch import nn
 
+from models import FUSION_MODULES, MODALITIES, fusion_modules
 from models.backbone import FEATURE_DIM, ResNet18
-from models.fusion_modules import FUSION_MODULES
-
-MODALITIES = ("full", "audio", "visual")
 
 
 class AVClassifier(nn.Module):
@@ -17,9 +16,14 @@ class AVClassifier(nn.Module):
         modality: "full" for both encoders and the fusion module; "audio" or "visual" for that encoder and a linear
             classifier in the fusion module's place, the unimodal yardstick.
 
+    Attributes:
+        amp: train the encoders in bfloat16 (autocast); features, fusion and evaluation are always float32.
+
     Raises:
         ValueError: unknown fusion_method or modality.
     """
+
+    amp = False
 
     def __init__(self, n_classes, fusion_method="concat", modality="full"):
         super().__init__()
@@ -34,7 +38,7 @@ class AVClassifier(nn.Module):
         if modality != "audio":
             self.visual_net = visual_net
         if modality == "full":
-            self.fusion_module = FUSION_MODULES[fusion_method](n_classes, FEATURE_DIM)
+            self.fusion_module = getattr(fusion_modules, FUSION_MODULES[fusion_method])(n_classes, FEATURE_DIM)
         else:
             self.fusion_module = nn.Linear(FEATURE_DIM, n_classes)
         for layer in self.fusion_module.modules():
@@ -43,13 +47,19 @@ class AVClassifier(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def encode_audio(self, spectrogram):
-        """Audio features a: (B, 1, F, T) -> (B, 512), global average pool."""
-        return self.audio_net(spectrogram).mean(dim=(2, 3))
+        """Audio features a: (B, 1, F, T) -> (B, 512)."""
+        return self.pooled(self.audio_net, spectrogram)
 
     def encode_video(self, frames):
-        """Visual features v: (B, 3, N, H, W) -> (B, 512), global average pool over frames, height and width."""
+        """Visual features v: (B, 3, N, H, W) -> (B, 512), averaged over frames, height and width."""
         images = frames.transpose(1, 2).flatten(0, 1)  # (B * N, 3, H, W)
-        return self.visual_net(images).mean(dim=(2, 3)).unflatten(0, (len(frames), -1)).mean(dim=1)
+        return self.pooled(self.visual_net, images).unflatten(0, (len(frames), -1)).mean(dim=1)
+
+    def pooled(self, encoder, images):
+        """Global average pool of an encoder's feature maps, in float32 at least: (B, C, H, W) -> (B, 512)."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp and self.training):
+            maps = encoder(images)
+        return maps.to(torch.promote_types(maps.dtype, torch.float32)).mean(dim=(2, 3))
 
     def forward(self, spectrogram, frames):
         """(B, 1, F, T), (B, 3, N, H, W) -> (logits, logits_a, logits_v), (B, C) each.

@@ -11,7 +11,7 @@ from torch import nn
 class Fusion_AUXI(nn.Module):
     """Base of the fusion modules. x is the audio and y the visual feature, both (B, dim); logits are (B, n_classes).
 
-    A new fusion module defines `fuse`, `audio_alone` and `visual_alone`, and takes its place in `FUSION_MODULES`.
+    A new fusion module defines `fuse`, `audio_alone` and `visual_alone`, and takes its place in models/__init__.py.
     """
 
     def forward(self, x, y):
@@ -113,12 +113,3 @@ class BilinearFusion_AUXI(Fusion_AUXI):
 
     def fuse(self, x, y):
         return self.fc_out(self.fc((x.unsqueeze(2) * y.unsqueeze(1)).flatten(1)))  # x y^T is (B, dim, dim)
-
-
-FUSION_MODULES = {
-    "concat": ConcatFusion_AUXI,
-    "sum": SumFusion_AUXI,
-    "gated": GatedFusion_AUXI,
-    "film": FiLM_AUXI,
-    "bilinear": BilinearFusion_AUXI,
-}

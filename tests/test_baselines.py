@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from main_dgl import choose_step, dgl_step
-from models.fusion_modules import FUSION_MODULES
+from models import FUSION_MODULES
 from tests.test_dgl_step import ALPHA, FORMULAS, assert_equal_gradients, batch, build, features
 from utils import options
 from utils.baselines import ablation_step, joint_step

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import DATASETS, build_dataset
-from dataset.clips import IMAGENET_MEAN, IMAGENET_STD, ClipDataset
+from dataset import DATASETS, build_dataset, clips
+from dataset.clips import ClipDataset
+from dataset.index import Clip, Index
 from tests.conftest import run_script, run_shell, write_video
 from utils import checkpoint
+from utils.device import IMAGENET_MEAN, IMAGENET_STD
 from utils.errors import InputError
 
 SMALL = ["--image_size", 32, "--batch_size", 4, "--num_workers", 1, "--epochs", 2]
@@ -56,9 +58,9 @@ def check_items(dataset, expected, shape):
     assert {clip.id for clip in dataset.clips} == set(expected)
     for clip, (spectrogram, frames, label) in zip(dataset.clips, dataset, strict=True):
         name, number, grey = expected[clip.id]
-        assert spectrogram.shape == shape and frames.shape == (3, dataset.num_frame, 32, 32)
+        assert spectrogram.shape == shape and frames.shape == (3, dataset.decoder.num_frame, 32, 32)
         assert dataset.classes[label] == name
-        assert tone_number(spectrogram, dataset.audio.rate) == number
+        assert tone_number(spectrogram, dataset.decoder.audio.rate) == number
         assert abs(grey_value(frames) - grey) < 4
 
 
@@ -194,17 +196,29 @@ def test_ave(tmp_path):
     train_and_validate("ave_dgl.sh", args, tmp_path)
 
 
-def test_sound_is_cropped_anywhere_in_training_and_in_the_middle_in_evaluation():
-    """Samples that are their own index: 12 s, cropped to 5 s; and 4 s, repeated to 10 s before."""
-    audio = DATASETS["KineticSound"].audio
+class OneClip(Index):
+    classes = ("one",)
 
-    def crop(samples, training=False):
-        return ClipDataset.crop_sound(Namespace(audio=audio, training=training), samples)
+    def clips(self, args, split):
+        yield Clip("one", "one.wav", "one", ("0.jpg",), 0)
+
+
+def test_sound_is_cropped_anywhere_in_training_and_in_the_middle_in_evaluation(tmp_path, monkeypatch):
+    """Samples that are their own index: 12 s, cropped to 5 s; and 4 s, repeated to 10 s before."""
+    args = settings("KineticSound", tmp_path, tmp_path, tmp_path)
+    monkeypatch.setattr(clips, "log_spectrogram", lambda samples, audio: torch.as_tensor(samples))
+    monkeypatch.setattr(clips, "load_picture", lambda path: torch.zeros(40, 40, 3, dtype=torch.uint8))
+
+    def crop(samples, split, epoch=0):
+        monkeypatch.setattr(clips, "load_waveform", lambda path, rate: samples)
+        dataset = ClipDataset(OneClip(), args, split, DATASETS["KineticSound"].audio, num_frame=1)
+        dataset.set_epoch(epoch)
+        return dataset[0][0].numpy()
 
     long, short = np.arange(12 * 16000), np.arange(4 * 16000)
-    assert (crop(long) == np.arange(56000, 56000 + 80000)).all()
-    assert (crop(short) == np.tile(short, 3)[40000:120000]).all()
-    starts = [crop(long, training=True)[0] for _ in range(300)]
+    assert (crop(long, "test") == np.arange(56000, 56000 + 80000)).all()
+    assert (crop(short, "test") == np.tile(short, 3)[40000:120000]).all()
+    starts = [crop(long, "train", epoch)[0] for epoch in range(300)]
     assert min(starts) < 8000 and 104000 < max(starts) <= 112000
 
 

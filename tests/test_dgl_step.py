@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from main_dgl import dgl_step
+from models import FUSION_MODULES
 from models.basic_model import AVClassifier
-from models.fusion_modules import FUSION_MODULES, Fusion_AUXI
+from models.fusion_modules import Fusion_AUXI
 from tests.conftest import ROOT
 from utils.baselines import unimodal_step
 

@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from models.basic_model import AVClassifier
-from models.fusion_modules import FUSION_MODULES
+from models.fusion_modules import BilinearFusion_AUXI
 from utils.batchnorm import refresh_batchnorm
 
 
@@ -32,7 +32,7 @@ def test_shapes_and_names(fusion_method):
 
 
 def test_bilinear_weights_have_the_size_of_design():
-    assert tuple(FUSION_MODULES["bilinear"](6, 512).fc.weight.shape) == (512, 512 * 512)
+    assert tuple(BilinearFusion_AUXI(6, 512).fc.weight.shape) == (512, 512 * 512)
 
 
 def test_initial_weights():

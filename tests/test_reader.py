@@ -2,6 +2,7 @@
 
 import os
 from argparse import Namespace
+from dataclasses import replace
 
 import librosa
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from PIL import Image
 
 from data.demo.make_clips import make_voice
-from dataset import build_dataset, build_loader
-from dataset.clips import AudioSettings, load_waveform, log_spectrogram
+from dataset import build_dataset
+from dataset.clips import load_waveform, log_spectrogram
+from dataset.index import AudioSettings, Clip
+from dataset.loader import build_loader
 from utils.errors import InputError
 
 CREMAD_AUDIO = AudioSettings(rate=22050, seconds=3, n_fft=512, hop=353)
@@ -30,6 +33,7 @@ def settings(root, **changes):
         "random_seed": 0,
         "val_ratio": None,
         "cache_path": str(root / ".cache"),
+        "cache_gb": 1,
         "batch_size": 4,
         "num_workers": 0,
     }
@@ -76,15 +80,25 @@ def test_evaluation_frames_equal_pil(corpus):
 def test_evaluation_is_deterministic_and_evenly_spaced(corpus):
     dataset = build_dataset(settings(corpus, num_frame=2), "test")
     assert all(torch.equal(a, b) for a, b in zip(dataset[0][:2], dataset[0][:2], strict=True))
-    assert dataset.frame_numbers(2) == [0, 1] and dataset.frame_numbers(8) == [2, 6]
-    dataset.num_frame = 1
-    assert [dataset.frame_numbers(n) for n in (1, 2, 3, 10)] == [[0], [1], [1], [5]]
+
+    def chosen(num_frame, available):
+        clip = Clip("", "", "", tuple(range(available)), 0)
+        return replace(dataset.decoder, num_frame=num_frame).frames(clip)
+
+    assert chosen(2, 2) == [0, 1] and chosen(2, 8) == [2, 6]
+    assert [chosen(1, available) for available in (1, 2, 3, 10)] == [[0], [1], [1], [5]]
 
 
 def test_training_frames_are_drawn_in_order_of_time(corpus):
     dataset = build_dataset(settings(corpus), "train")
-    dataset.num_frame = 3
-    drawn = [tuple(dataset.frame_numbers(10)) for _ in range(50)]
+    dataset.clips = [dataset.clips[0]._replace(frames=tuple(range(10)))]
+    dataset.decoder = replace(dataset.decoder, num_frame=3)
+    drawn = []
+    dataset.fixed = lambda kind, clip, *k: drawn.extend(k) or torch.zeros(40, 40, 3, dtype=torch.uint8)
+    for epoch in range(50):
+        dataset.set_epoch(epoch)
+        dataset.read(0)
+    drawn = [tuple(drawn[i : i + 3]) for i in range(0, 150, 3)]
     assert all(a < b < c for a, b, c in drawn) and len(set(drawn)) > 20
 
 

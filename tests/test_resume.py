@@ -48,13 +48,14 @@ def test_an_interrupted_run_is_saved_and_resumed_to_the_very_bits(
     trained, corpus, tmp_path, capsys, monkeypatch, name, call, number, where
 ):
     command = ["--train", *data_flags(corpus), *SMALL, *TRAINED, "--num_workers", 0, "--ckpt_path", tmp_path]
+    handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
         interrupt_at(patch, name, call, lambda: os.kill(os.getpid(), number))
         run_here(main_dgl, *command)
     assert end.value.code == 128 + number
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and where in error and "--resume" in error
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # handed back
+    assert signal.getsignal(signal.SIGINT) is handler  # handed back
     run_here(main_dgl, *command, "--resume")
     assert_same_run(trained[0], tmp_path)
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from models.fusion_modules import ConcatFusion_AUXI
+from utils import distributed
 
 
 def joint_step(model, spectrogram, frames, label, modulation="Normal", ogm_alpha=0.1):
@@ -45,7 +46,8 @@ def modulate(model, logits_a, logits_v, label, ogm_alpha, noise):
             before its modulation, to the gradients of both encoders.
     """
     score_a, score_v = (
-        logits.softmax(dim=1).gather(1, label.unsqueeze(1)).sum(dtype=torch.float32) for logits in (logits_a, logits_v)
+        distributed.total(logits.softmax(dim=1).gather(1, label.unsqueeze(1)).sum(dtype=torch.float32))
+        for logits in (logits_a, logits_v)
     )
     for encoder, rho in ((model.audio_net, score_a / score_v), (model.visual_net, score_v / score_a)):
         coefficient = torch.where(rho > 1, 1 - torch.tanh(ogm_alpha * rho), 1)

@@ -3,6 +3,8 @@
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from utils import distributed
+
 
 @torch.no_grad()
 def refresh_batchnorm(model, batches):
@@ -14,6 +16,7 @@ def refresh_batchnorm(model, batches):
     Args:
         model: AVClassifier; left in training mode, with its momenta as they were. Weights and gradients stay.
         batches: pairs of spectrogram (B, 1, F, T) and frames (B, 3, N, H, W) of equal B; with none nothing changes.
+            Several processes average what they find.
     """
     if not batches:
         return
@@ -27,3 +30,5 @@ def refresh_batchnorm(model, batches):
         model(spectrogram, frames)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
+        for statistics in (layer.running_mean, layer.running_var):
+            distributed.total(statistics).div_(distributed.size())

@@ -8,10 +8,7 @@ import torch
 
 from utils.errors import InputError
 from utils.files import replacing
-
-# Settings that a resumed run may change: how long, where, and on what machine it runs.
-FREE_SETTINGS = {"train", "resume", "epochs", "audio_path", "visual_path", "split_path", "cache_path", "max_skipped"}
-FREE_SETTINGS |= {"num_workers", "device", "gpu_ids", "ckpt_path", "use_tensorboard", "tensorboard_path"}
+from utils.options import FREE_SETTINGS
 
 
 def save(path, model, settings, **state):

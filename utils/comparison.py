@@ -13,10 +13,10 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from utils.checkpoint import FREE_SETTINGS
 from utils.errors import InputError, OneLineParser, run
 from utils.evaluation import BRANCHES
 from utils.files import write_text
+from utils.options import FREE_SETTINGS
 
 COLUMNS = {
     "fused": lambda figures: figures["fused"],

@@ -1,6 +1,7 @@
 """Errors that are the input's: one line on stderr, exit status 2, no traceback."""
 
 import argparse
+import os
 import sys
 import traceback
 
@@ -28,18 +29,19 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run(main):
-    """Call `main`; turn an InputError, also one raised in a data loader's worker, into one line and exit status 2."""
+    """Return main(); turn an InputError, also one raised in a data loader's worker, into one line and exit status 2."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be of another encoding
     try:
-        main()
+        return main()
     except InputError as error:
         # a worker's error arrives as the text of its traceback, whose last line is the message
         message = str(error).strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as interruption:
-        print(interruption, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(interruption, file=sys.stderr)
         sys.exit(128 + interruption.number)
     except Exception:  # a fault of ours: an exit by hand, since reader processes would be waited for in vain otherwise
         traceback.print_exc()

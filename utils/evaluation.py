@@ -2,6 +2,9 @@
 
 import torch
 
+from utils import distributed
+from utils.device import to_device
+
 BRANCHES = ("fused", "audio", "visual")
 
 
@@ -11,7 +14,8 @@ def evaluate(model, dataloader, device):
 
     Args:
         model: AVClassifier; left in evaluation mode.
-        dataloader: batches of spectrogram (B, F, T), frames (B, 3, N, H, W), label (B,).
+        dataloader: batches as utils.device.to_device takes them; in several processes a loader of dataset/loader.py,
+            of which each sees its part.
         device: where the model is.
 
     Returns:
@@ -20,18 +24,30 @@ def evaluate(model, dataloader, device):
     """
     model.eval()
     labels, logits = [], {branch: [] for branch in BRANCHES}
-    for spectrogram, frames, label in dataloader:
-        spectrogram = spectrogram.to(device, non_blocking=True).unsqueeze(1)
-        outputs = model(spectrogram, frames.to(device, non_blocking=True))
+    for batch in dataloader:
+        spectrogram, frames, label = to_device(batch, device)
+        outputs = model(spectrogram, frames)
         labels.append(label)
         for branch, output in zip(BRANCHES, outputs, strict=True):
             if output is not None:
                 logits[branch].append(output)
-    predictions = {"label": torch.cat(labels)}
+    predictions = {"label": torch.cat(labels).cpu()}
     for branch in BRANCHES:
         if logits[branch]:
             predictions[branch] = torch.cat(logits[branch]).float().softmax(dim=1).cpu()
+    if distributed.size() > 1:
+        predictions = gather(predictions, dataloader.sampler)
     return {branch: accuracy(predictions, branch) for branch in BRANCHES}, predictions
+
+
+def gather(predictions, sampler):
+    """The predictions of all processes, every clip once and in the order of the clips."""
+    numbers = [number for batch in sampler for number in batch]
+    whole = {}
+    for of_one, values in distributed.everyones((numbers, predictions)):
+        for name, value in values.items():
+            whole.setdefault(name, value.new_empty(len(sampler.dataset), *value.shape[1:]))[of_one] = value
+    return whole
 
 
 def accuracy(predictions, branch, of_class=None):

@@ -2,6 +2,7 @@
 
 import signal
 
+from utils import distributed
 from utils.errors import Interrupted
 
 
@@ -30,9 +31,9 @@ class Interruption:
             signal.signal(each, handler)
 
     def check(self):
-        """Raise Interrupted if a signal has come."""
-        if self.received:
-            raise Interrupted(self.received)
+        """Raise Interrupted if a signal has come, to any of several processes: all of them check, and stop together."""
+        if distributed.anywhere(self.received is not None):
+            raise Interrupted(self.received or signal.SIGTERM)
 
     def watch(self, batches):
         """Yield from `batches`, with a check before each one."""

@@ -2,6 +2,7 @@
 
 import torch
 
+from utils.device import to_device
 from utils.errors import InputError
 
 
@@ -13,13 +14,13 @@ def extract_features(model, dataloader, device):
     """
     model.eval()
     features = {"audio": [], "visual": [], "label": []}
-    for spectrogram, frames, label in dataloader:
-        features["label"].append(label)
+    for batch in dataloader:
+        spectrogram, frames, label = to_device(batch, device)
+        features["label"].append(label.cpu())
         if hasattr(model, "audio_net"):
-            spectrogram = spectrogram.to(device, non_blocking=True).unsqueeze(1)
-            features["audio"].append(model.encode_audio(spectrogram).float().cpu())
+            features["audio"].append(model.encode_audio(spectrogram).cpu())
         if hasattr(model, "visual_net"):
-            features["visual"].append(model.encode_video(frames.to(device, non_blocking=True)).float().cpu())
+            features["visual"].append(model.encode_video(frames).cpu())
     return {name: torch.cat(values).numpy() for name, values in features.items() if values}
 
 

@@ -6,9 +6,14 @@ Flags that a dataset decides (paths, frames) default to None here and are filled
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from utils.errors import OneLineParser
+from utils.errors import InputError, OneLineParser
+
+# Settings that a resumed run may change: how long, where, and on what machine it runs.
+FREE_SETTINGS = {"train", "resume", "epochs", "audio_path", "visual_path", "split_path", "cache_path", "cache_gb"}
+FREE_SETTINGS |= {"max_skipped", "num_workers", "device", "gpu_ids", "ckpt_path", "use_tensorboard", "tensorboard_path"}
 
 
 def at_least(minimum, kind=int):
@@ -93,14 +98,21 @@ def add_data_flags(parser, datasets):
         "--cache_path",
         default="train_test_data/.cache",
         metavar="DIR",
-        help="what is remembered of the data between runs; may be deleted at any time (default: %(default)s)",
+        help="decoded clips, kept between runs; may be deleted at any time (default: %(default)s)",
+    )
+    group.add_argument(
+        "--cache_gb",
+        type=at_least(0, float),
+        default=16,
+        metavar="GB",
+        help="how large --cache_path may grow (default: 16); clips that do not fit are decoded each time; 0: none kept",
     )
     group.add_argument("--batch_size", type=at_least(1), default=64, metavar="N", help="clips per batch (default: 64)")
     group.add_argument(
         "--num_workers",
         type=at_least(0),
         metavar="N",
-        help="reader processes (default: one per core, at most 16; results do not depend on it)",
+        help="reader processes (default: one per core, at most 16, on the CPU one per 8; no effect on results)",
     )
 
 
@@ -155,6 +167,13 @@ def training_parser(datasets, fusion_methods, modalities):
         default=0,
         metavar="N",
         help="initial weights, order, crops (default: 0)",
+    )
+
+    group.add_argument("--amp", choices=("bf16",), help="train the encoders in bfloat16 (autocast; default: float32)")
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU: slower kernels that give the same bits each time, and no TF32",
     )
 
     group = parser.add_argument_group("method")
@@ -286,3 +305,31 @@ def parse(parser, argv=None):
     untyped = object()
     parser.set_defaults(**dict.fromkeys(vars(args), untyped))
     return args, {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not untyped}
+
+
+def check_method(args, typed):
+    """Refuse flags of the method that contradict each other; warn of OGM's where OGM is not used.
+
+    Raises:
+        InputError: names the flag and what to leave out.
+    """
+    ablations = [f"--{name}" for name in ("no_mgt", "no_ugt") if getattr(args, name)]
+    if args.modality != "full" and (ablations or args.method == "joint" or args.modulation != "Normal"):
+        raise InputError(
+            f"--modality {args.modality}: one encoder alone has one way to train; "
+            "leave out --method, --modulation, --no_mgt, --no_ugt"
+        )
+    if args.method == "dgl" and args.modulation != "Normal":
+        raise InputError(
+            f"--modulation {args.modulation}: modulates the gradient of joint training, of which DGL leaves none; "
+            "add --method joint"
+        )
+    if args.method == "joint" and ablations:
+        raise InputError(f"{ablations[0]}: an ablation of DGL; leave out --method joint")
+    if args.modulation_starts > args.modulation_ends:
+        raise InputError(
+            f"--modulation_starts {args.modulation_starts}: after --modulation_ends {args.modulation_ends}"
+        )
+    for name in ("modulation_starts", "modulation_ends", "ogm_alpha"):
+        if name in typed and args.modulation == "Normal":
+            print(f"warning: --{name}: no effect with --modulation Normal", file=sys.stderr)

@@ -2,41 +2,30 @@
 
 import io
 import itertools
-import multiprocessing
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import threading
 import uuid
 import wave
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import cv2
 import imageio_ffmpeg
-from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.files import exclusive, write_csv
 from utils.flv import shorten_flv
+from utils.pool import ClipError, process_clips
 
 LFS_HEADER = b"version https://git-lfs.github.com/spec"
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv", ".mpg", ".mpeg", ".m4v", ".3gp")
 SOUND_RATE = 16000  # Hz
 UNFINISHED = ".partial"  # in the target folder; what is being written is in here until it is whole
-IN_FLIGHT = 2  # jobs handed to the pool per worker: enough to keep it busy, few to repeat when a worker crashes
 NAMES_SHOWN = 20
-
-
-class ClipError(Exception):
-    """A clip that cannot be processed: "<reason>" or "<reason>: <details>". The other clips go on."""
 
 
 def find_videos(folder, ids):
@@ -105,8 +94,11 @@ def extract_frames(video, folder, unfinished, per_second=1, min_frames=1):
     step = max(1, int(rate / per_second))
     shortened = shorten_flv(video.read_bytes(), step) if video.suffix.lower() == ".flv" else None
     with written_whole(folder, unfinished) as pictures:
-        if not shortened or save_frames(io.BytesIO(shortened[0]), shortened[1], step, pictures) < len(shortened[1]):
-            save_frames(str(video), itertools.count(), step, pictures)
+        try:
+            if not shortened or save_frames(io.BytesIO(shortened[0]), shortened[1], step, pictures) < len(shortened[1]):
+                save_frames(str(video), itertools.count(), step, pictures)
+        except cv2.error as error:
+            raise ClipError(str(error)) from None
         count = len(os.listdir(pictures))
         if count == 0:
             raise ClipError("not decodable: no frame in it; download it again")
@@ -255,7 +247,7 @@ def extract_all(function, jobs, target, report, workers, missing):
             raise InputError(f"{unfinished}: {error.strerror}; change the folder's permissions, or --root") from None
         try:
             jobs = {name: (*job, unfinished) for name, job in jobs.items()}
-            results, failures = process_clips(function, jobs, workers)
+            results, failures = process_clips(function, jobs, workers, start=quieten_decoders)
         finally:
             remove(unfinished)
     write_failures(report, failures)
@@ -264,75 +256,11 @@ def extract_all(function, jobs, target, report, workers, missing):
         raise InputError(f"{report}: no clip could be processed, the reasons are in it")
 
 
-def process_clips(function, jobs, workers=None, description=None):
-    """Call `function(*arguments)` for every job in parallel, with a progress bar.
-
-    A ClipError or OSError concerns its clip alone, and so does a crash of the process that works on it.
-
-    Args:
-        function: a top-level function that returns "done" or "already there".
-        jobs: {clip name: arguments}.
-        workers: processes; None for one per core.
-        description: what the progress bar says.
-
-    Returns:
-        (Counter of results, {clip name: reason} of the failures).
-    """
-    results, failures = Counter(), {}
-    waiting, suspects = list(reversed(jobs)), []
-    with tqdm(total=len(jobs), desc=description, unit="clip", disable=not sys.stderr.isatty()) as progress:
-        while waiting or suspects:
-            alone = bool(suspects)  # a crash takes the clips in flight with it; one by one they show who it was
-            names, size = ([suspects.pop()], 1) if alone else (waiting, workers or os.cpu_count())
-            for name, future in run_pool(function, jobs, names, size):
-                try:
-                    results[future.result()] += 1
-                except BrokenProcessPool:
-                    if not alone:
-                        suspects.append(name)
-                        continue
-                    failures[name] = "crashed: its decoder took the process down; download it again"
-                except (ClipError, cv2.error) as error:
-                    failures[name] = str(error)
-                except OSError as error:
-                    failures[name] = error.strerror or str(error)
-                progress.update()
-    return results, dict(sorted(failures.items()))
-
-
-def run_pool(function, jobs, waiting, workers):
-    """Run the jobs that `waiting` names, taking them off its end, until it is empty or a process crashes.
-
-    Yields:
-        (name, its finished future); after a crash that of each job in flight raises BrokenProcessPool.
-    """
-    in_flight = {}
-    with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
-        try:
-            while waiting or in_flight:
-                while waiting and len(in_flight) < IN_FLIGHT * workers:
-                    future = pool.submit(function, *jobs[waiting[-1]])
-                    in_flight[future] = waiting.pop()
-                for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
-                    yield in_flight.pop(future), future
-        except BrokenProcessPool:  # from submit
-            yield from ((name, future) for future, name in in_flight.items())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def start_worker():
-    """One thread per process, no decoder's chatter (failures are reported by clip), and an end with the parent's."""
+def quieten_decoders():
+    """One thread per process, and no decoder's chatter: failures are reported by clip."""
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent lets the clips in flight end
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def write_failures(path, failures):

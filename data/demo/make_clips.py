@@ -19,7 +19,8 @@ from scipy.signal import lfilter
 
 from utils.errors import InputError, run
 from utils.options import at_least, dataset_parser
-from utils.preprocessing import print_summary, process_clips
+from utils.pool import process_clips
+from utils.preprocessing import print_summary, quieten_decoders
 
 RATE, FPS = 16000, 30000 / 1001
 WIDTH, HEIGHT = 480, 360
@@ -179,7 +180,7 @@ def main():
         for k in range(args.clips_per_class):
             clip_id = f"{1001 + k % 10}_D{k // 10:02d}_{emotion}_XX"
             jobs[clip_id] = (args.root, clip_id, (args.seed, label, k))
-    print_summary(*process_clips(make_clip, jobs))
+    print_summary(*process_clips(make_clip, jobs, start=quieten_decoders))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,275 @@
+"""Every clip is decoded once before it is used: what cannot be is left out, the rest is kept to be mapped into memory.
+
+A folder in --cache_path holds what one Decoder makes of a dataset's clips: per clip `<digest>.f32` (sound) and
+`<digest>.u8` (pictures), bare arrays, and index.json, which says what files they were made of and is written last.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+
+from utils.errors import InputError
+from utils.files import write_text
+from utils.pool import ClipError, each_clip
+
+FORMAT = 1  # raised whenever a Decoder makes other arrays of the same clips
+GB = 10**9
+
+
+@lru_cache(maxsize=2**14)  # a mapping costs more than what is read through it; Linux allows a process 65,530
+def mapped(path, size, dtype):
+    return torch.from_file(path, size=size, dtype=dtype)
+
+
+class Stored(NamedTuple):
+    """A clip's arrays in the cache."""
+
+    path: str  # without suffix
+    sound_shape: tuple[int, ...]
+    picture_shapes: tuple[tuple[int, int, int], ...]
+
+    def sound(self):
+        """As Decoder.sound; RuntimeError if the file is gone."""
+        return mapped(f"{self.path}.f32", math.prod(self.sound_shape), torch.float32).view(self.sound_shape)
+
+    def picture(self, k):
+        """As Decoder.picture; RuntimeError if the file is gone."""
+        sizes = [math.prod(shape) for shape in self.picture_shapes]
+        pictures, start = mapped(f"{self.path}.u8", sum(sizes), torch.uint8), sum(sizes[:k])
+        return pictures[start : start + sizes[k]].view(self.picture_shapes[k])
+
+    def sizes(self):
+        """Bytes of both files."""
+        return 4 * math.prod(self.sound_shape), sum(map(math.prod, self.picture_shapes))
+
+    def is_there(self):
+        try:
+            return (os.path.getsize(f"{self.path}.f32"), os.path.getsize(f"{self.path}.u8")) == self.sizes()
+        except OSError:
+            return False
+
+
+class Entry(NamedTuple):
+    """What the index says of a clip: digest of its files, why it cannot be decoded or "", shapes of its arrays."""
+
+    fingerprint: str
+    reason: str = ""
+    sound_shape: tuple[int, ...] = ()
+    picture_shapes: tuple[tuple[int, int, int], ...] = ()
+
+    def stored(self, folder, clip):
+        return Stored(os.path.join(folder, digest(clip.wav)), self.sound_shape, self.picture_shapes)
+
+
+def prepare(dataset, args, workers):
+    """Decode every clip of a ClipDataset that is new or has changed, and keep what of it is the same in all epochs.
+
+    Clips that cannot be decoded go from its `clips` to its `damaged`, with the reason. The others' arrays are kept in
+    args.cache_path, in the order of the clips, up to args.cache_gb for the folder; what does not fit is decoded each
+    time. What other settings left there makes room, the longest unused first. `workers` processes share the work, with
+    a progress bar. A clip's files are known by name, size and time of change.
+
+    Raises:
+        InputError: no clip is left.
+    """
+    decoder = dataset.decoder
+    folder = os.path.join(args.cache_path, f"{args.dataset}-{digest(FORMAT, *settings_of(decoder, args))}")
+    limit = args.cache_gb * GB
+    room = limit - size_of(folder)
+    if room < 0:
+        shutil.rmtree(folder)
+        room = limit
+    index, jobs, needed = read_index(folder), {}, 0
+    for clip in dataset.clips:
+        found, entry = fingerprint(clip), index.get(clip.wav)
+        known = entry is not None and entry.fingerprint == found
+        if known and (entry.reason or entry.stored(folder, clip).is_there()):
+            continue
+        size = 0
+        if needed < room:
+            size = sum(entry.stored(folder, clip).sizes()) if known else decoder.expected_bytes(clip)
+            if needed + size > room:
+                size, room = 0, needed  # full
+            needed += size
+        if size or not known:
+            jobs[clip.wav] = (decoder, clip, found, folder, size)
+    if jobs:
+        make_room(args.cache_path, folder, limit - needed)
+        index = decode_all(jobs, index, folder, workers)
+    for clip in dataset.clips:
+        entry = index[clip.wav]
+        if entry.reason:
+            dataset.damaged[clip.id] = entry.reason
+        elif (stored := entry.stored(folder, clip)).is_there():
+            dataset.stored[clip.wav] = stored
+    dataset.clips = [clip for clip in dataset.clips if not index[clip.wav].reason]
+    if not dataset.clips:
+        reason = next(iter(dataset.damaged.values()))
+        raise InputError(f"{args.dataset}: no clip is left that can be decoded; restore them; the first: {reason}")
+
+
+def refuse_much_damage(datasets, max_skipped):
+    """Raise InputError if more than the share `max_skipped` of the datasets' clips was damaged."""
+    damaged = {clip_id: reason for dataset in datasets for clip_id, reason in dataset.damaged.items()}
+    clips = len(damaged) + sum(map(len, datasets))
+    if len(damaged) > max_skipped * clips:
+        clip_id, reason = next(iter(damaged.items()))
+        raise InputError(
+            f"{len(damaged)} of {clips} clips cannot be decoded, more than --max_skipped {max_skipped:g} allows; "
+            f"restore them or raise it; the first is {clip_id}: {reason}"
+        )
+
+
+def settings_of(decoder, args):
+    """All that decides what a Decoder makes of a dataset's clips."""
+    if decoder.training:
+        decoder = replace(decoder, num_frame=0, size=0)  # each epoch's business
+    return asdict(decoder), os.path.abspath(args.audio_path), os.path.abspath(args.visual_path)
+
+
+def digest(*parts):
+    """A short name for what `parts` say."""
+    return hashlib.blake2b("\n".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+
+
+def fingerprint(clip):
+    """A digest of the names, sizes and times of change of a clip's files."""
+    states = []
+    for path in clip.files():
+        try:
+            stat = os.stat(path)
+            states += [path, stat.st_size, stat.st_mtime_ns]
+        except OSError:
+            states += [path, "missing"]
+    return digest(*states)
+
+
+def size_of(folder):
+    """Bytes of the files in a folder of the cache, the index aside; 0 if it is not there."""
+    try:
+        with os.scandir(folder) as files:
+            return sum(file.stat().st_size for file in files if file.name != "index.json")
+    except OSError:
+        return 0
+
+
+def make_room(cache, folder, limit):
+    """Remove the other folders of the cache, the longest unused first, until it holds no more than `limit` bytes."""
+    others = [path.parent for path in Path(cache).glob("*/index.json") if path.parent != Path(folder)]
+    others.sort(key=lambda path: (path / "index.json").stat().st_mtime, reverse=True)
+    sizes = [size_of(path) for path in others]
+    total = size_of(folder) + sum(sizes)
+    while others and total > limit:
+        shutil.rmtree(others.pop(), ignore_errors=True)
+        total -= sizes.pop()
+
+
+def read_index(folder):
+    """The index, {path of the sound: Entry}; empty where it is missing or damaged. Marks the folder as used now."""
+    path = os.path.join(folder, "index.json")
+    try:
+        os.utime(path)
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            index = {wav: Entry(*entry) for wav, entry in json.load(file).items()}
+        for entry in index.values():
+            Stored("", *entry[2:]).sizes()
+        return index
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def decode_all(jobs, index, folder, workers):
+    """`decode` every job -> the index with what became of them, written also when it is interrupted."""
+    unwritable = None
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        unwritable = error
+    try:
+        for wav, result in each_clip(decode, jobs, workers, "decoding clips"):
+            if isinstance(result, ClipError):
+                index[wav] = Entry(jobs[wav][2], str(result))
+            else:
+                index[wav], unwritable = result[0], result[1] or unwritable
+    finally:
+        try:
+            os.sync()  # the arrays are on the disk before the index that vouches for them
+            write_text(os.path.join(folder, "index.json"), json.dumps(index))
+        except InputError as error:
+            unwritable = error
+        if unwritable:
+            print(f"warning: --cache_path: {unwritable}; clips are decoded each time", file=sys.stderr)
+    return index
+
+
+def decode(decoder, clip, found, folder, size):
+    """Read a clip as training or evaluation does, and write its arrays to `folder` if they fit into `size` bytes.
+
+    Returns:
+        (its Entry, None or the OSError that kept it from being written).
+
+    Raises:
+        ClipError: one of its files cannot be decoded.
+    """
+    torch.set_num_threads(1)
+    try:
+        refuse_truncated(clip.wav)
+        sound, pictures = decoder.sound(clip), []
+        for k, name in enumerate(decoder.frames(clip)):
+            pictures.append(decoder.picture(clip, k))
+            with Image.open(os.path.join(clip.folder, name)) as image:
+                image.load()  # raises for a truncated file; OpenCV fills up with grey
+    except InputError as error:
+        path, _, reason = str(error).partition(": ")
+        raise ClipError(f"{path}: {reason.partition(';')[0]}") from None
+    except ClipError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on a damaged file
+        raise ClipError(f"{os.path.join(clip.folder, name)}: {str(error) or type(error).__name__}") from None
+    entry = Entry(found, "", tuple(sound.shape), tuple(tuple(picture.shape) for picture in pictures))
+    stored = entry.stored(folder, clip)
+    if sum(stored.sizes()) <= size:
+        try:
+            write_array(f"{stored.path}.f32", [sound])
+            write_array(f"{stored.path}.u8", pictures)
+        except OSError as error:
+            return entry, error
+    return entry, None
+
+
+def write_array(path, tensors):
+    """Write tensors one behind the other, whole or not at all."""
+    partial = f"{path}.{os.getpid()}"
+    try:
+        with open(partial, "wb") as file:
+            for tensor in tensors:
+                file.write(tensor.contiguous().numpy())
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+def refuse_truncated(path):
+    """Raise ClipError for a wav whose header promises more bytes than there are; decoders read what is left of it.
+
+    A size near 2 or 4 GB is that of a stream whose length was not known; a last byte of padding may be missing.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = file.read(8)
+        promised, size = int.from_bytes(header[4:], "little") + 8, os.path.getsize(path)
+    except OSError as error:
+        raise ClipError(f"{path}: {error.strerror}") from None
+    if header[:4] == b"RIFF" and size + 1 < promised < 0x7FFFF000:
+        raise ClipError(f"{path}: truncated, {size} of {promised} bytes")

@@ -1,0 +1,88 @@
+"""What an index is made of: a dataset's file in this folder says which clips there are, and where their files lie."""
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class AudioSettings:
+    """How a dataset's sound becomes a spectrogram: sampling rate in Hz, length in seconds, STFT window and hop.
+
+    Sound is repeated to fill `repeat_to` seconds, of which `seconds` are cropped: anywhere in training, the middle in
+    evaluation. Without `repeat_to` it is repeated to fill `seconds`, and the first ones are taken.
+    """
+
+    rate: int
+    seconds: int
+    n_fft: int
+    hop: int
+    repeat_to: int | None = None
+
+
+class Clip(NamedTuple):
+    """One entry of an index: sound, names of the frames in `folder`, and position of its class in the `classes`."""
+
+    id: str
+    wav: str
+    folder: str
+    frames: tuple[str, ...]
+    label: int
+
+    def files(self):
+        """The paths of its files, the sound first."""
+        return self.wav, *(os.path.join(self.folder, name) for name in self.frames)
+
+
+class Index:
+    """Base of the datasets' indices.
+
+    Attributes:
+        classes: names of the classes, in the order of their labels.
+        audio_path, visual_path, split_path: where its files are unless flags say otherwise; "" where there are none.
+    """
+
+    classes = ()
+    audio_path = visual_path = split_path = ""
+
+    def clips(self, args, split):
+        """Yield a Clip per entry of the split, "train" or "test"; `wav` is "" where there is no sound file.
+
+        A dataset whose classes stand in its files sets `self.classes` here first.
+
+        Raises:
+            InputError: a folder or list is missing or wrong.
+        """
+        raise NotImplementedError
+
+
+def list_folder(path, flag):
+    """The names in a folder, as a set.
+
+    Raises:
+        InputError: it is missing or no folder; the message names `flag` as the one to change.
+    """
+    try:
+        return set(os.listdir(path))
+    except OSError:
+        raise InputError(f"{path}: no such folder; get and preprocess the dataset, or change {flag}") from None
+
+
+def list_frames(folder):
+    """Names of the JPEG frames in a folder, in order; none when there is no such folder."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".jpg"))
+    except OSError:
+        return ()
+    return tuple(map(sys.intern, names))  # nearly all clips share their frames' names
+
+
+def pair_by_id(rows, wav_path, wavs, frames_path, suffix=""):
+    """Yield a Clip for each (id, label) of `rows`: sound `<id>.wav` if it is in `wavs`, frames in `<id><suffix>/`."""
+    for clip_id, label in rows:
+        name, folder = f"{clip_id}.wav", os.path.join(frames_path, f"{clip_id}{suffix}")
+        wav = os.path.join(wav_path, name) if name in wavs else ""
+        yield Clip(clip_id, wav, folder, list_frames(folder), label)

@@ -1,0 +1,68 @@
+"""Batches: which clips in which order, read by how many processes."""
+
+import os
+import signal
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from dataset import build_dataset
+from dataset.cache import prepare
+from utils import distributed
+from utils.interruption import Interruption
+from utils.seeds import derived_seed
+
+
+class BatchSampler(Sampler):
+    """Numbers of clips, a list per batch: every clip once. Of several processes each gets its part of every batch.
+
+    In training the order is a function of (seed, epoch) alone, else that of the clips. It begins with batch `start`.
+    """
+
+    def __init__(self, dataset, batch_size):
+        self.dataset, self.batch_size, self.start = dataset, batch_size, 0
+
+    def batches(self):
+        """The epoch's batches, before they are divided."""
+        order = range(len(self.dataset))
+        if self.dataset.training:
+            generator = torch.Generator().manual_seed(derived_seed(self.dataset.seed, self.dataset.epoch, "order"))
+            order = torch.randperm(len(self.dataset), generator=generator).tolist()
+        return [list(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size)]
+
+    def __len__(self):
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self):
+        return map(distributed.part, self.batches()[self.start :])
+
+
+def ignore_signals(_):
+    """Leave SIGINT and SIGTERM, which a terminal or a cluster sends to every process, to the one that trains."""
+    for number in Interruption.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def build_loader(args, split, device, training=None):
+    """A DataLoader over `build_dataset(args, split, training)`; utils.device.to_device takes its batches.
+
+    Clips that cannot be decoded are left out, the others' arrays cached (dataset/cache.py). The number of workers
+    changes the speed and nothing else. Pinned memory on CUDA.
+    """
+    dataset = build_dataset(args, split, training)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with distributed.first_alone():
+        prepare(dataset, args, max(args.num_workers or cores, 1))
+    workers = args.num_workers
+    if workers is None:  # on the CPU the model needs the cores itself
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = max(1, min(cores // 8 if device.type == "cpu" else cores // processes, 16))
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=BatchSampler(dataset, args.batch_size),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=ignore_signals,
+        pin_memory=device.type == "cuda",
+    )
