@@ -322,7 +322,7 @@ def main():
     if args.train:
         train(fill_defaults(args))
     else:
-        validate(os.path.join(args.ckpt_path, "best.pth"), typed)
+        validate([os.path.join(args.ckpt_path, "best.pth")], typed)
 
 
 if __name__ == "__main__":
