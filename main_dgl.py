@@ -176,7 +176,8 @@ def train(args):
     def save(path):
         epoch = state["log"][-1]["epoch"] if state["log"] else None
         schedules = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        checkpoint.save(path, model, vars(args), epoch=epoch, clips=clips, **schedules, **state)
+        classes = list(loaders["train"].dataset.classes)
+        checkpoint.save(path, model, vars(args), epoch=epoch, classes=classes, clips=clips, **schedules, **state)
 
     with exclusive(args.ckpt_path, "--ckpt_path"):
         if os.path.exists(last_path):

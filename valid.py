@@ -2,6 +2,7 @@
 
     python valid.py --ckpt_path ckpt/cremad/best.pth                       # and the accuracy on every class
     python valid.py --ckpt_path ckpt/cremad/best.pth ckpt/joint/best.pth   # side by side
+    python valid.py --ckpt_path ckpt/cremad/best.pth --video clip.flv      # what is in this clip?
     python valid.py --ckpt_path ckpt/cremad/best.pth --linear_probe        # how good each encoder's features are
 
 Model and data are rebuilt from the settings in the checkpoint; any other flag overrides them. A checkpoint of the
@@ -9,8 +10,10 @@ authors' own code records no dataset, so name it: --dataset CREMAD.
 """
 
 import torch
+from torch.utils.data import DataLoader
 
 from dataset import DATASETS, build_loader
+from dataset.video import read_video
 from models.basic_model import AVClassifier
 from utils import checkpoint, options
 from utils.device import choose_device
@@ -22,6 +25,8 @@ from utils.linear_probe import linear_probe
 # What a checkpoint may say of the data. It may come from a stranger, so files to write are not among it.
 OF_THE_DATA = {"dataset", "audio_path", "visual_path", "split_path", "fps", "num_frame", "image_size", "batch_size"}
 OF_THE_DATA |= {"val_ratio"}
+
+TOP_CLASSES, BAR = 5, 40  # classes shown of a video, and characters of a bar for probability 1
 
 # The figures of a table, by name: {branch: value} of each; None of one that was not asked for.
 METRICS = {
@@ -48,26 +53,54 @@ def validate(paths, typed):
     for path, (model, args) in zip(paths, loaded, strict=True):
         loader = build_loader(args, "test", device)
         dataset = loader.dataset
+        if args.classes and args.classes != list(dataset.classes):
+            raise InputError(f"{path}: trained on other classes than {args.dataset} has here; restore its class list")
         print(f"{describe(path, args)}\ntest: {dataset}", flush=True)
-        accuracies, predictions = predict(path, model, loader, device)
+        predictions = predict(path, model, loader, device)
         probe = None
         if args.linear_probe:
             probe = linear_probe(model, build_loader(args, "train", device, training=False), loader, device)
         figures = {"checkpoint": path, "epoch": args.epoch, "dataset": args.dataset, "clips": len(dataset)}
-        figures |= {**accuracies, "linear_probe": probe}
-        for name, metric in (("macro_f1", macro_f1), ("mean_average_precision", mean_average_precision)):
-            figures[name] = {branch: metric(predictions, branch) for branch in BRANCHES}
-        counts = torch.bincount(predictions["label"], minlength=len(dataset.classes)).tolist()
-        figures["per_class"] = {
-            name: {"clips": counts[label], **{b: accuracy(predictions, b, of_class=label) for b in BRANCHES}}
-            for label, name in enumerate(dataset.classes)
-        }
-        results.append(figures)
+        results.append({**figures, **measure(predictions, dataset.classes), "linear_probe": probe})
     print(f"\n{detail(results[0]) if len(results) == 1 else comparison(results)}")
     if args.json:
         write_json(args.json, results[0] if len(results) == 1 else results)
     if args.predictions:
         write_predictions(args.predictions, dataset, predictions)
+
+
+def classify(video, path, typed):
+    """Print the top classes of a video by each branch of the checkpoint at `path`; of one without sound by picture.
+
+    Args:
+        video: path of a file that FFmpeg reads.
+        path, typed: as `validate`.
+
+    Raises:
+        InputError: the checkpoint or the video are of no use, or the model hears alone and the video is silent.
+    """
+    model, args = load_model(path, typed)
+    device = choose_device(typed.get("device", "auto"), typed.get("gpu_ids", ()))
+    item, has_sound = read_video(video, args)
+    branches = BRANCHES if args.modality == "full" else (args.modality,)
+    if not has_sound:
+        branches = [branch for branch in branches if branch == "visual"]
+    if not branches:
+        raise InputError(f"{video}: no sound in it, and {path} goes by sound alone; give another of the two")
+    predictions = predict(path, model, DataLoader([item]), device)
+    names = class_names(args.classes or DATASETS[args.dataset].dataset.classes, DATASETS[args.dataset].n_classes)
+    width = max(map(len, names))
+    print(f"{video}: {describe(path, args)}" + ("" if has_sound else "\nno sound in it, classified by picture alone"))
+    for branch in branches:
+        print(f"\n{branch}")
+        top = predictions[branch][0].topk(min(TOP_CLASSES, len(names)))
+        for probability, label in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            print(f"  {names[label]:{width}}  {probability:.4f}  {'█' * round(BAR * probability)}".rstrip())
+
+
+def class_names(names, n_classes):
+    """The names of a model's classes, numbers for those that have none."""
+    return [*names, *map(str, range(len(names), n_classes))][:n_classes]
 
 
 def load_model(path, typed):
@@ -102,7 +135,7 @@ def rebuild_settings(path, saved, typed):
         raise InputError(f"{path}: its settings are of no use: {error}") from None
     for name, default in (("fusion_method", "concat"), ("modality", "full"), ("random_seed", 0)):
         setattr(args, name, recorded.get(name, default))
-    vars(args).update(overridden, epoch=saved.get("epoch"))
+    vars(args).update(overridden, epoch=saved["epoch"], classes=saved["classes"])
     return args
 
 
@@ -124,16 +157,35 @@ def build_model(args, weights, path):
 
 
 def predict(path, model, loader, device):
-    """`evaluate` the checkpoint's model, put on the device.
+    """The predictions that `evaluate` returns, of the model of the checkpoint at `path`, put on the device.
 
     Raises:
         InputError: a probability is not a number.
     """
     model.to(device, memory_format=torch.channels_last)
-    accuracies, predictions = evaluate(model, loader, device)
+    _, predictions = evaluate(model, loader, device)
     if not all(values.isfinite().all() for values in predictions.values()):
         raise InputError(f"{path}: its model's probabilities are not finite; give a checkpoint of another run")
-    return accuracies, predictions
+    return predictions
+
+
+def measure(predictions, classes):
+    """The figures of predictions, as `evaluate` returns them, of labels with the names `classes`.
+
+    Returns:
+        {"fused": .., "audio": .., "visual": ..}, the accuracies, 0 to 1, None for a branch that the model lacks;
+        "macro_f1" and "mean_average_precision": the same of these; "per_class": {name: {"clips": .., "fused": .., ..}}.
+    """
+    counts = torch.bincount(predictions["label"], minlength=len(classes)).tolist()
+    return {
+        **{branch: accuracy(predictions, branch) for branch in BRANCHES},
+        "macro_f1": {branch: macro_f1(predictions, branch) for branch in BRANCHES},
+        "mean_average_precision": {branch: mean_average_precision(predictions, branch) for branch in BRANCHES},
+        "per_class": {
+            name: {"clips": counts[label], **{b: accuracy(predictions, b, of_class=label) for b in BRANCHES}}
+            for label, name in enumerate(classes)
+        },
+    }
 
 
 def describe(path, args):
@@ -179,7 +231,7 @@ def write_predictions(path, dataset, predictions):
     columns = [[clip.id for clip in dataset.clips], [dataset.classes[label] for label in predictions["label"]]]
     for branch in branches:
         probability, predicted = predictions[branch].max(dim=1)
-        names = [*dataset.classes, *map(str, range(len(dataset.classes), predictions[branch].shape[1]))]
+        names = class_names(dataset.classes, predictions[branch].shape[1])
         true = predictions[branch].gather(1, predictions["label"].unsqueeze(1)).squeeze(1)
         columns.append([names[label] for label in predicted])
         columns += [[f"{value:.6f}" for value in values.tolist()] for values in (probability, true)]
@@ -187,21 +239,27 @@ def write_predictions(path, dataset, predictions):
     write_csv(path, [header, *zip(*columns, strict=True)])
 
 
-def check_flags(args):
-    """Refuse flags that do not go together.
+def check_flags(typed):
+    """Refuse typed flags that do not go together.
 
     Raises:
         InputError: names the flag and what to leave out.
     """
-    for name in ("confusion", "predictions"):
-        if getattr(args, name) is not None and len(args.ckpt_path) > 1:
+    for name in ("video", "confusion", "predictions"):
+        if name in typed and len(typed["ckpt_path"]) > 1:
             raise InputError(f"--{name}: of one checkpoint; give --ckpt_path a single file")
+    for name in ("linear_probe", "json", "confusion", "predictions"):
+        if name in typed and "video" in typed:
+            raise InputError(f"--{name}: of a test set; leave it out, or --video")
 
 
 def main():
-    args, typed = options.parse(options.validation_parser(tuple(DATASETS)))
-    check_flags(args)
-    validate(args.ckpt_path, typed)
+    _, typed = options.parse(options.validation_parser(tuple(DATASETS)))
+    check_flags(typed)
+    if "video" in typed:
+        classify(typed["video"], typed["ckpt_path"][0], typed)
+    else:
+        validate(typed["ckpt_path"], typed)
 
 
 if __name__ == "__main__":

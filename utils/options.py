@@ -231,6 +231,9 @@ def validation_parser(datasets):
     add_data_flags(parser, datasets)
     group = parser.add_argument_group("run")
     group.add_argument(
+        "--video", metavar="FILE", help="instead show the top classes of this video, of any format that FFmpeg reads"
+    )
+    group.add_argument(
         "--linear_probe",
         action="store_true",
         help="also fit a linear classifier on each frozen encoder's training features and report its test accuracy",
