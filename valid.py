@@ -67,6 +67,11 @@ def validate(paths, typed):
         write_json(args.json, results[0] if len(results) == 1 else results)
     if args.predictions:
         write_predictions(args.predictions, dataset, predictions)
+    if args.confusion:
+        from utils.figures import confusion_figures, save_figure  # matplotlib takes a second to import
+
+        names = class_names(dataset.classes, predictions["fused"].shape[1])
+        save_figure(confusion_figures(predictions, names), args.confusion)
 
 
 def classify(video, path, typed):
