@@ -201,8 +201,9 @@ def train(args, device):
     def save(path):
         epoch = state["log"][-1]["epoch"] if state["log"] else None
         schedules = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+        classes = list(loaders["train"].dataset.classes)
         if first:
-            checkpoint.save(path, model, vars(args), epoch=epoch, clips=clips, **schedules, **state)
+            checkpoint.save(path, model, vars(args), epoch=epoch, classes=classes, clips=clips, **schedules, **state)
 
     with ExitStack() as stack:
         with distributed.first_alone():
@@ -323,7 +324,7 @@ def summary(log, epochs):
 def main(flags=None):
     args, typed = flags or parse_flags()
     if not args.train:
-        validate(os.path.join(args.ckpt_path, "best.pth"), typed)
+        validate([os.path.join(args.ckpt_path, "best.pth")], typed)
         return
     device = choose_device(args.device, args.gpu_ids)
     with distributed.processes(device):

@@ -3,7 +3,9 @@
 import pickle
 import shutil
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 import main_dgl
@@ -15,7 +17,9 @@ from data.CREMAD import video_preprocessing as cremad_frames
 from data.demo import make_clips
 from data.kinect400 import mp4_to_wav as kinetics_sound
 from data.VGGSound import mp4_to_wav as vggsound_sound
-from tests.conftest import SMALL, data_flags, run_here
+from models.basic_model import AVClassifier
+from tests.conftest import SMALL, data_flags, run_here, write_video
+from utils import checkpoint
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 271360\n"
 
@@ -178,6 +182,13 @@ CHECKPOINTS = {
     "size of a word": lambda trained, path: torch.save(checkpoint_of(trained, settings={"image_size": "large"}), path),
     "fusion of a list": lambda trained, path: torch.save(checkpoint_of(trained, settings={"fusion_method": []}), path),
     "unknown modality": lambda trained, path: torch.save(checkpoint_of(trained, settings={"modality": "smell"}), path),
+    "classes of a number": lambda trained, path: torch.save(checkpoint_of(trained, classes=6), path),
+    "classes of numbers": lambda trained, path: torch.save(checkpoint_of(trained, classes=[0, 1]), path),
+    "other classes": lambda trained, path: torch.save(checkpoint_of(trained, classes=["JOY", "FEA"]), path),
+    "epoch of a tensor": lambda trained, path: torch.save(checkpoint_of(trained, epoch=torch.zeros(2)), path),
+    "weights not finite": lambda trained, path: torch.save(
+        checkpoint_of(trained, model={k: v * float("nan") for k, v in checkpoint_of(trained)["model"].items()}), path
+    ),
     "wrong shape": lambda trained, path: torch.save(
         checkpoint_of(trained, model={k: v[..., None] for k, v in checkpoint_of(trained)["model"].items()}), path
     ),
@@ -188,7 +199,28 @@ CHECKPOINTS = {
 def test_checkpoints(capsys, root, trained, write):
     path = root / "spoilt.pth"
     write(trained, path)
-    assert str(path) in refused(capsys, root, valid, "--ckpt_path", path)
+    assert str(path) in refused(capsys, root, valid, "--ckpt_path", path, "--num_workers", 0)
+
+
+VALIDATION = {
+    "one of two checkpoints missing": (["--ckpt_path", "best.pth", "none.pth"], "none.pth"),
+    "matrices of two": (["--ckpt_path", "best.pth", "last.pth", "--confusion", "a.png"], "--confusion"),
+    "predictions of two": (["--ckpt_path", "best.pth", "last.pth", "--predictions", "a.csv"], "--predictions"),
+    "video of two": (["--ckpt_path", "best.pth", "last.pth", "--video", "a.flv"], "--video"),
+    "video and JSON": (["--ckpt_path", "best.pth", "--video", "a.flv", "--json", "a.json"], "--json"),
+    "video and probe": (["--ckpt_path", "best.pth", "--video", "a.flv", "--linear_probe"], "--linear_probe"),
+    "JSON nowhere": (["--ckpt_path", "best.pth", "--json", "nowhere/a.json"], "nowhere/a.json"),
+    "matrices nowhere": (["--ckpt_path", "best.pth", "--confusion", "nowhere/a.png"], "nowhere/a.png"),
+    "predictions nowhere": (["--ckpt_path", "best.pth", "--predictions", "nowhere/a.csv"], "nowhere/a.csv"),
+}
+
+
+@pytest.mark.parametrize(("flags", "word"), VALIDATION.values(), ids=VALIDATION)
+def test_flags_of_validation(capsys, root, trained, monkeypatch, flags, word):
+    for name in ("best.pth", "last.pth"):
+        shutil.copy(trained[0] / name, root)
+    monkeypatch.chdir(root)
+    assert word in refused(capsys, root, valid, *flags, *data_flags(root), "--num_workers", 0)
 
 
 def test_a_checkpoint_names_no_file_to_write(capsys, root, trained):
@@ -234,6 +266,38 @@ def test_videos(root, capsys, script, content):
     assert end.value.code == 2 and len(error.splitlines()) == 1 and str(report) in error
     assert len(report.read_text().splitlines()) == 1 + (24 if script is cremad_frames else 1)
     assert not [*root.glob("Image-*/*"), *root.glob("Audios/*"), *root.rglob(".partial*")]
+
+
+CLIPS = {
+    **{name: lambda path, content=content: path.write_bytes(content) for name, content in MEDIA.items()},
+    "header alone": lambda path: path.write_bytes(b"FLV\x01\x05\0\0\0\x09"),
+    "missing": lambda path: None,
+    "a folder": lambda path: path.mkdir(),
+    "sound alone": lambda path: soundfile.write(path, np.zeros(16000), 16000, format="WAV"),
+    "too short": lambda path: write_video(path, [90] * 19, tone=440),  # two frames at one a second
+    "no picture whole": lambda path: path.write_bytes(whole_video(path)[:3000]),
+}
+
+
+def whole_video(path):
+    write_video(path, [90] * 40, tone=440)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("write", CLIPS.values(), ids=CLIPS)
+def test_a_video_to_classify(capsys, root, trained, write):
+    path = root / "clip.mp4"
+    write(path)
+    flags = ["--ckpt_path", trained[0] / "best.pth", "--num_frame", 3, "--video", path]
+    assert str(path) in refused(capsys, root, valid, *flags)
+
+
+def test_a_silent_video_for_a_model_of_sound(capsys, root):
+    settings = {"dataset": "CREMAD", "modality": "audio", "image_size": 32}
+    checkpoint.save(root / "audio.pth", AVClassifier(6, modality="audio"), settings)
+    write_video(root / "silent.mp4", [90] * 10)
+    flags = ["--ckpt_path", root / "audio.pth", "--video", root / "silent.mp4"]
+    assert "silent.mp4: no sound" in refused(capsys, root, valid, *flags)
 
 
 SCRIPTS = {

@@ -74,7 +74,7 @@ def train_and_validate(script, args, folder):
     saved = checkpoint.load(folder / "run" / "last.pth")
     assert saved["epoch"] == 1 and saved["settings"]["dataset"] == args.dataset
     assert saved["model"]["fusion_module.fc_out.weight"].shape == (DATASETS[args.dataset].n_classes, 1024)
-    assert "\noverall " in done.stdout
+    assert "\naccuracy " in done.stdout
     return done.stdout, saved["settings"]
 
 

@@ -48,8 +48,8 @@ def refused(capsys):
 
 
 def accuracies(output):
-    """The fused, audio and visual cells of the table row that begins with 'overall'."""
-    row = re.search(r"^overall +\d+ +(\S+) +(\S+) +(\S+)$", output, re.MULTILINE)
+    """The fused, audio and visual cells of the table row that begins with 'accuracy'."""
+    row = re.search(r"^accuracy +\d+ +(\S+) +(\S+) +(\S+)$", output, re.MULTILINE)
     return [float(cell) for cell in row.groups()]
 
 
@@ -73,8 +73,8 @@ def test_valid_needs_the_checkpoint_alone(trained):
     done = run_script("valid.py", "--ckpt_path", folder / "last.pth")
     expected = [rows[1][name] for name in ("fused", "audio", "visual")]
     assert accuracies(done.stdout) == pytest.approx(expected, abs=1e-4)
-    counts = {name: re.search(rf"^{name} +(\d+) ", done.stdout, re.MULTILINE)[1] for name in ("NEU", "ANG", "overall")}
-    assert counts == {"NEU": "1", "ANG": "1", "overall": "6"}
+    counts = {name: re.search(rf"^{name} +(\d+) ", done.stdout, re.MULTILINE)[1] for name in ("NEU", "ANG", "accuracy")}
+    assert counts == {"NEU": "1", "ANG": "1", "accuracy": "6"}
 
 
 def test_valid_takes_overrides_and_does_not_depend_on_the_batch(trained, corpus, tmp_path, output_of):
@@ -174,7 +174,7 @@ def test_linear_probe_fits_unaugmented_training_features(trained, corpus, tmp_pa
 )
 def test_other_settings_train_and_validate(corpus, tmp_path, output_of, flags):
     run_here(main_dgl, "--train", *data_flags(corpus), *SMALL, "--epochs", 1, "--ckpt_path", tmp_path, *flags)
-    assert "overall" in output_of(valid, "--ckpt_path", tmp_path / "best.pth")
+    assert "accuracy" in output_of(valid, "--ckpt_path", tmp_path / "best.pth")
     assert bool(list(tmp_path.glob("tensorboard/events*"))) == ("--use_tensorboard" in flags)
 
 
@@ -182,7 +182,7 @@ def test_script_of_the_dataset_runs_with_flags_behind_it(corpus, tmp_path):
     """cramed_dgl.sh trains and validates; flags typed behind it win."""
     flags = [*data_flags(corpus), *SMALL, "--epochs", 2, "--alpha", 5, "--ckpt_path", tmp_path]
     done = run_shell("cramed_dgl.sh", *flags)
-    assert "overall" in done.stdout
+    assert "accuracy" in done.stdout
     settings = checkpoint.load(tmp_path / "last.pth")["settings"]
     assert settings["alpha"] == 5 and settings["learning_rate"] == 0.002 and settings["lr_decay_step"] == [70]
 

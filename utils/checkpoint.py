@@ -66,7 +66,8 @@ def load(path):
     `module.`, hold a `fusion_module.fc_auxi` that nothing uses, and say `film` for the bilinear form.
 
     Returns:
-        {"model": state dict, "settings": dict, "authors": bool, ...}
+        {"model": state dict, "settings": dict, "authors": bool, "epoch": int or None, "classes": names in order, ...}
+        with no classes where the checkpoint records none.
 
     Raises:
         InputError: `path` is missing or no checkpoint.
@@ -92,6 +93,11 @@ def load(path):
     authors = "settings" not in checkpoint
     if not is_plain(checkpoint.get("settings", {})):
         raise InputError(f"{path}: not a checkpoint of this project (no settings in it); give best.pth of a run")
+    classes, epoch = checkpoint.setdefault("classes", []), checkpoint.setdefault("epoch", None)
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{path}: not a checkpoint of this project (its classes are no names); give best.pth of a run")
+    if not isinstance(epoch, (int, type(None))):
+        raise InputError(f"{path}: not a checkpoint of this project (its epoch is no number); give best.pth of a run")
     if authors:
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
         weights = {name: value for name, value in weights.items() if not name.startswith("fusion_module.fc_auxi")}

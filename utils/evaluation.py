@@ -1,5 +1,6 @@
 """Evaluation, shared by main_dgl.py and valid.py."""
 
+import numpy as np
 import torch
 
 from utils import distributed
@@ -58,3 +59,29 @@ def accuracy(predictions, branch, of_class=None):
     if of_class is not None:
         hits = hits[predictions["label"] == of_class]
     return hits.double().mean().item() if len(hits) else None
+
+
+def macro_f1(predictions, branch):
+    """F1 of the top class, its plain mean over the classes that have a clip: 0 to 1, None for a branch that is missing.
+
+    A class that is never predicted counts as 0. As scikit-learn's f1_score over those classes.
+    """
+    if branch not in predictions:
+        return None
+    from sklearn.metrics import f1_score  # a second to import, so only on demand
+
+    label, predicted = predictions["label"].numpy(), predictions[branch].argmax(dim=1).numpy()
+    return float(f1_score(label, predicted, labels=np.unique(label), average="macro", zero_division=0))
+
+
+def mean_average_precision(predictions, branch):
+    """Average precision of a class's probability, this class against the rest, its mean as in `macro_f1`.
+
+    As scikit-learn's average_precision_score: a step at every distinct probability, without interpolation.
+    """
+    if branch not in predictions:
+        return None
+    from sklearn.metrics import average_precision_score
+
+    label, probability = predictions["label"].numpy(), predictions[branch].numpy()
+    return float(np.mean([average_precision_score(label == c, probability[:, c]) for c in np.unique(label)]))

@@ -40,7 +40,7 @@ def write_text(path, text):
 
 
 def write_json(path, values):
-    """Write `values`, a dict of plain values, to `path` as JSON, as `replacing` does."""
+    """Write `values`, dicts and lists of plain values, to `path` as JSON, as `replacing` does."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 

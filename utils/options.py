@@ -240,15 +240,26 @@ def validation_parser(datasets):
     parser = OneLineParser(
         description="Evaluate a checkpoint. Model and data are rebuilt from the checkpoint; any other flag overrides."
     )
-    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="best.pth or last.pth of a run")
+    parser.add_argument(
+        "--ckpt_path",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="best.pth or last.pth of a run; several are compared in one table",
+    )
     add_data_flags(parser, datasets)
     group = parser.add_argument_group("run")
+    group.add_argument(
+        "--video", metavar="FILE", help="instead show the top classes of this video, of any format that FFmpeg reads"
+    )
     group.add_argument(
         "--linear_probe",
         action="store_true",
         help="also fit a linear classifier on each frozen encoder's training features and report its test accuracy",
     )
-    group.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+    group.add_argument("--json", metavar="FILE", help="also write the figures to this file; a list for several")
+    group.add_argument("--confusion", metavar="FILE", help="also draw the confusion matrices to this PNG file")
+    group.add_argument("--predictions", metavar="FILE", help="also write every clip's predictions to this CSV file")
     add_device_flags(group)
     return parser
 

@@ -9,7 +9,7 @@ import subprocess
 import uuid
 import wave
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,10 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv", ".mpg", ".mpe
 SOUND_RATE = 16000  # Hz
 UNFINISHED = ".partial"  # in the target folder; what is being written is in here until it is whole
 NAMES_SHOWN = 20
+
+
+class SilentClip(ClipError):
+    """A video without sound."""
 
 
 def find_videos(folder, ids):
@@ -161,15 +165,22 @@ def extract_sound(video, wav, unfinished, ffmpeg):
     if done.returncode:
         message = done.stderr.decode(errors="replace")
         if "does not contain any stream" in message:
-            raise ClipError("no sound track")
+            raise SilentClip("no sound track")
         first_line = re.sub(r"^\[(\S+) @ \w+\]", r"[\1]", message).partition("\n")[0]
         raise ClipError(f"not decodable: {first_line or f'FFmpeg ended with status {done.returncode}'}")
     if not done.stdout:
-        raise ClipError("too short: not one sample of sound")
+        raise SilentClip("too short: not one sample of sound")
     with written_whole(wav, unfinished) as path, wave.open(str(path), "wb") as file:
         file.setparams((1, 2, SOUND_RATE, 0, "NONE", "not compressed"))
         file.writeframes(done.stdout)
     return "done"
+
+
+def extract_clip(video, wav, frames, ffmpeg, per_second, min_frames):
+    """`extract_sound` to `wav`, which stays away when there is none, and `extract_frames` to the folder `frames`."""
+    with suppress(SilentClip):
+        extract_sound(video, wav, wav.parent, ffmpeg)
+    return extract_frames(video, frames, frames.parent, per_second, min_frames)
 
 
 def find_ffmpeg():
