@@ -131,12 +131,10 @@ def label(method, alpha):
 
 def new_figure():
     """Three panels side by side, one per branch -> (figure, {branch: axes})."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(BRANCHES), figsize=(12, 4), sharey=True, layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = figure.subplots(1, len(BRANCHES), sharey=True)
     for branch, axes in zip(BRANCHES, panels, strict=True):
         axes.set_title(branch)
         axes.grid(alpha=0.3)
@@ -154,13 +152,15 @@ def draw(axes, x, values, **style):
     axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def save_figure(figure, panels, path):
+def save_with_legend(figure, panels, path):
     """Write the figure with one legend below its panels."""
+    from utils.figures import save_figure
+
     entries = {}
     for axes in panels.values():
         entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(entries.values(), entries, loc="outside lower center", ncols=5)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def plot_curves(runs, path):
@@ -175,7 +175,7 @@ def plot_curves(runs, path):
     for axes in panels.values():
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    save_figure(figure, panels, path)
+    save_with_legend(figure, panels, path)
 
 
 def plot_alphas(runs, path):
@@ -194,7 +194,7 @@ def plot_alphas(runs, path):
             values = [[entry["best"][branch] for entry in entries] for entries in alphas.values()]
             draw(axes, list(alphas), values, label=method)
             axes.set_xlabel("alpha")
-    save_figure(figure, panels, path)
+    save_with_legend(figure, panels, path)
 
 
 def main():
