@@ -11,7 +11,8 @@ from utils.files import replacing
 
 # Settings that a resumed run may change: how long, where, and on what machine it runs.
 FREE_SETTINGS = {"train", "resume", "epochs", "audio_path", "visual_path", "split_path", "cache_path", "max_skipped"}
-FREE_SETTINGS |= {"num_workers", "device", "gpu_ids", "ckpt_path", "use_tensorboard", "tensorboard_path"}
+FREE_SETTINGS |= {"num_workers", "device", "gpu_ids", "ckpt_path"}
+FREE_SETTINGS |= {"use_tensorboard", "tensorboard_path", "tensorboard_steps", "gradient_report"}
 
 
 def save(path, model, settings, **state):
@@ -54,7 +55,7 @@ def resume(path, settings, model, optimizer, scheduler):
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         progress, log = saved["progress"], saved["log"]
-        usable = progress["epoch"] >= 0 and progress["step"] >= 0 and progress["total"].shape == (3,)
+        usable = progress["epoch"] >= 0 and progress["step"] >= 0 and progress["totals"].shape == (3, 3)
         if not usable or not all(row["fused"] >= 0 for row in log):
             raise ValueError("its progress makes no sense")
     except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:

@@ -208,11 +208,21 @@ def training_parser(datasets, fusion_methods, modalities):
         "--ckpt_path",
         default="ckpt",
         metavar="DIR",
-        help="folder for best.pth, last.pth, log.jsonl and result.json (default: ckpt)",
+        help="folder for best.pth, last.pth, log.jsonl, result.json and pictures (default: ckpt)",
     )
     add_device_flags(group)
-    group.add_argument("--use_tensorboard", action="store_true", help="write losses and accuracies for TensorBoard")
+    group.add_argument(
+        "--use_tensorboard",
+        action="store_true",
+        help="write losses, accuracies and gradient magnitudes for TensorBoard; the log has the magnitudes too",
+    )
     group.add_argument("--tensorboard_path", metavar="DIR", help="where to (default: CKPT_PATH/tensorboard)")
+    group.add_argument("--tensorboard_steps", action="store_true", help="write them for every step, too")
+    group.add_argument(
+        "--gradient_report",
+        action="store_true",
+        help="instead of training, run one batch and print which loss reaches which module, and how strongly",
+    )
     return parser
 
 
