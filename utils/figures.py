@@ -103,13 +103,13 @@ def curves_figure(log):
         drops = [epoch for epoch, before, rate in zip(epochs[1:], rates, rates[1:], strict=False) if rate != before]
         for drop in drops:
             axes.axvline(drop - 0.5, color="grey", linewidth=1, linestyle="--")
-        if drops:
+        if drops and axes is losses:
             axes.plot([], [], color="grey", linewidth=1, linestyle="--", label="learning rate drops")
         axes.set_xlabel("epoch")
         axes.set_xlim(-0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4 if axes is losses else 3, frameon=False)
     return figure
 
 

@@ -78,6 +78,8 @@ class Journal:
             figures = named(measured / torch.tensor([[1], [clips], [1]]))
             figures = {name: value for name, value in figures.items() if value is not None}
             self.board.add_step(number, figures | {"learning_rate": self.learning_rate})
+            if progress["step"] == len(self.loader):
+                self.board.flush()  # before the epoch is saved: a run that is killed then does not repeat its steps
 
     def epoch(self, log):
         """Write and show the last row of the log."""
