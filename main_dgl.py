@@ -6,9 +6,8 @@
 The method is `dgl_step` below and the base class in models/fusion_modules.py: `grep -rn "DGL (" --include=*.py .`
 """
 
-import json
+import math
 import os
-import sys
 import time
 from collections import deque
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from utils.errors import InputError, Interrupted, run
 
 
 def parse_flags():
-    """The flags: (args, typed) as utils.options.parse, checked.
+    """The flags: (args, typed) as utils.options.parse.
 
     Raises:
         InputError: a flag is wrong, or contradicts another.
@@ -36,7 +35,6 @@ if __name__ == "__main__":
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from dataset.cache import refuse_much_damage
 from dataset.loader import build_loader
@@ -46,8 +44,10 @@ from utils.baselines import ablation_step, joint_step, unimodal_step
 from utils.batchnorm import refresh_batchnorm
 from utils.device import choose_device, set_precision, to_device
 from utils.evaluation import BRANCHES, evaluate
-from utils.files import exclusive, write_csv, write_json, write_text
+from utils.files import exclusive
 from utils.interruption import Interruption
+from utils.journal import Journal, best_of, named
+from utils.measurement import WatchedLosses, gradient_norms, read_later
 from utils.seeds import derived_seed
 from valid import validate
 
@@ -100,15 +100,16 @@ def choose_step(args, epoch):
     return partial(dgl_step, alpha=args.alpha)
 
 
-def train_epoch(model, shared, loader, optimizer, device, args, progress, interruption):
+def train_epoch(model, shared, loader, optimizer, device, args, progress, interruption, journal):
     """Train from step `progress["step"]` to the end of the epoch; leave fresh BatchNorm statistics.
 
-    `progress` is kept up to date after each step, {"epoch", "step": steps done, "total": losses summed over clips
-    (3,)}, so that it can be saved with the model when `interruption` raises Interrupted, between two steps. `shared` is
-    the model's distributed.Shared.
+    `progress` is kept up to date, {"epoch", "step": steps done, "totals": (3, 3)}, so that it can be saved with the
+    model when `interruption` raises Interrupted, between two steps. The totals are sums over the steps of losses
+    (times clips), right answers and gradient magnitudes; `journal` shows them.
 
     Returns:
-        {"loss": .., "loss_a": .., "loss_v": ..}, means per clip; None for a modality that the model lacks.
+        {"loss": .., "loss_a": .., "loss_v": .., "train_fused": .., ...}, mean losses and accuracies per clip and, with
+        args.use_tensorboard, mean gradient magnitudes per step; None for what the model lacks.
 
     Raises:
         InputError: a loss is not finite.
@@ -117,14 +118,14 @@ def train_epoch(model, shared, loader, optimizer, device, args, progress, interr
     epoch, done = progress["epoch"], progress["step"]
     step = choose_step(args, epoch)
     recent = deque(maxlen=-(-BATCHNORM_CLIPS // args.batch_size))
+    first = max(0, done - recent.maxlen - 1)  # batches before step `done` are read again for BatchNorm alone
     loader.dataset.set_epoch(epoch)
-    loader.sampler.start = first = max(0, done - recent.maxlen - 1)  # until `done` for BatchNorm alone
-    batches = interruption.watch(loader)
-    quiet = distributed.rank() > 0 or not sys.stderr.isatty()
-    bar = tqdm(batches, f"epoch {epoch}", len(loader), leave=False, initial=first, disable=quiet)
-    pending = None  # losses and gradient norm of the previous step: a GPU has its next work when it is asked for them
+    loader.sampler.start = first
+    batches = journal.watch(interruption.watch(loader), epoch, first, optimizer.param_groups[0]["lr"])
+    unmeasured = torch.full((3,), float("nan"), device=device)
+    pending = None  # the previous step, not counted yet: a GPU has its next work before it is asked for its figures
     try:
-        for number, batch in enumerate(bar, start=first):
+        for number, batch in enumerate(batches, start=first):
             spectrogram, frames, label = to_device(batch, device)
             clips = min(args.batch_size, len(loader.dataset) - number * args.batch_size)  # in all processes
             if clips == args.batch_size:
@@ -134,31 +135,48 @@ def train_epoch(model, shared, loader, optimizer, device, args, progress, interr
             torch.manual_seed(derived_seed(args.random_seed, epoch, "noise", number))  # drawn by OGM-GE
             shared.share = distributed.share(clips)
             optimizer.zero_grad()
-            losses = torch.stack(step(shared.model, spectrogram, frames, label))
+            with WatchedLosses() as watched:
+                losses = step(shared.model, spectrogram, frames, label)
             shared.reduce_fusion()
+            magnitudes = gradient_norms(model) if args.use_tensorboard else unmeasured
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
             optimizer.step()
-            losses = distributed.total(losses * shared.share)
-            refuse_non_finite(pending, loader, args, progress)
-            pending = norm + (losses.sum() if args.modality == "full" else losses[0])
-            progress["step"], progress["total"] = number + 1, progress["total"].to(device) + losses * clips
+            count_step(pending, loader, args, progress, journal)
+            of_all = [torch.stack(losses) * shared.share, watched.hits(losses) * (shared.share > 0)]
+            pending = (
+                read_later(torch.cat([distributed.total(torch.cat(of_all)), magnitudes, norm.unsqueeze(0)])),
+                clips,
+            )
     finally:  # also when it is interrupted and about to be saved
-        refuse_non_finite(pending, loader, args, progress)
+        count_step(pending, loader, args, progress, journal)
     refresh_batchnorm(model, recent)
-    means = (progress["total"] / len(loader.dataset)).tolist()
-    return {n: None if x != x else x for n, x in zip(("loss", "loss_a", "loss_v"), means, strict=True)}  # NaN: lacks it
+    clips, steps = len(loader.dataset), len(loader)
+    means = named(progress["totals"] / torch.tensor([[clips], [clips], [steps]]))
+    return {name: mean for name, mean in means.items() if args.use_tensorboard or not name.startswith("gradient")}
 
 
-def refuse_non_finite(value, loader, args, progress):
-    """Raise InputError if the value () of step `progress["step"] - 1`, None before the first, is not finite."""
-    if value is None or value.isfinite():
+def count_step(pending, loader, args, progress, journal):
+    """Count the step that is pending, (its figures by `read_later`, clips) or None, in `progress`, and show it.
+
+    Raises:
+        InputError: a loss or a gradient is not finite.
+    """
+    if pending is None:
         return
-    number = progress["step"] - 1
-    ids = [loader.dataset.clips[i].id for i in loader.sampler.batches()[number]]
-    raise InputError(
-        f"loss or gradient not finite in epoch {progress['epoch']}, step {number}: lower --learning_rate, or look at "
-        f"its clips; nothing of this epoch is saved in {args.ckpt_path}; clips {', '.join(ids)}"
-    )
+    read, clips = pending
+    *measured, norm = read()
+    measured = torch.tensor(measured, dtype=torch.float64).view(3, 3)
+    losses = measured[0] if args.modality == "full" else measured[0, :1]
+    if not math.isfinite(norm) or not losses.isfinite().all():
+        number = progress["step"]
+        raise InputError(
+            f"loss or gradient not finite in epoch {progress['epoch']}, step {number}: lower --learning_rate, or look "
+            f"at its clips; nothing of this epoch is saved in {args.ckpt_path}; "
+            f"clips {', '.join(loader.dataset.clips[i].id for i in loader.sampler.batches()[number])}"
+        )
+    progress["step"] += 1
+    progress["totals"] += measured * torch.tensor([[clips], [1], [1]])
+    journal.step(progress, measured, clips)
 
 
 def build_optimizer(model, args):
@@ -174,7 +192,7 @@ def build_optimizer(model, args):
 
 
 def train(args, device):
-    """Train until args.epochs epochs are done; write best.pth, last.pth, log.jsonl and result.json into args.ckpt_path.
+    """Train until args.epochs epochs are done; write best.pth and last.pth into args.ckpt_path, `Journal` the rest.
 
     The best epoch is chosen on the test set, as the literature does, or with args.val_ratio on the training clips that
     it holds out; then the test set is seen once, after the last epoch.
@@ -186,17 +204,12 @@ def train(args, device):
         print(f"{args.dataset} {split}: {loader.dataset}")
     refuse_much_damage([loader.dataset for loader in loaders.values()], args.max_skipped)
 
-    torch.manual_seed(args.random_seed)
-    model = AVClassifier(DATASETS[args.dataset].n_classes, args.fusion_method, args.modality)
-    model.amp = args.amp == "bf16"
-    model.to(device, memory_format=torch.channels_last)  # 1.6 times as fast on the CPU
+    model = initial_model(args, device)
     shared, first = distributed.Shared(model), distributed.rank() == 0
     optimizer, scheduler = build_optimizer(model, args)
     clips = derived_seed(*(clip.id for clip in loaders["train"].dataset.clips))  # resumed on others it would go astray
     state = {"log": [], "progress": start_of(0)}  # with model, optimiser and schedule all that a run is
-    best_path, last_path, log_path, result_path = (
-        os.path.join(args.ckpt_path, name) for name in ("best.pth", "last.pth", "log.jsonl", "result.json")
-    )
+    best_path, last_path = (os.path.join(args.ckpt_path, name) for name in ("best.pth", "last.pth"))
 
     def save(path):
         epoch = state["log"][-1]["epoch"] if state["log"] else None
@@ -205,130 +218,96 @@ def train(args, device):
         if first:
             checkpoint.save(path, model, vars(args), epoch=epoch, classes=classes, clips=clips, **schedules, **state)
 
+    def find_run():
+        if not os.path.exists(last_path):
+            return state
+        if not args.resume:
+            raise InputError(f"{last_path}: a run is there; --resume goes on with it, or choose another --ckpt_path")
+        saved = checkpoint.resume(last_path, vars(args), model, optimizer, scheduler)
+        if saved.get("clips") != clips:
+            raise InputError(f"{last_path}: of other training clips; restore them, or choose another --ckpt_path")
+        progress = saved["progress"]
+        print(f"resuming in epoch {progress['epoch']} after {progress['step']} steps")
+        return {"log": saved["log"], "progress": progress}
+
     with ExitStack() as stack:
-        with distributed.first_alone():
+        with distributed.first_alone():  # of several processes one looks, and speaks
             if first:
                 stack.enter_context(exclusive(args.ckpt_path, "--ckpt_path"))
-            if os.path.exists(last_path):
-                if not args.resume:
-                    raise InputError(
-                        f"{last_path}: a run is there; --resume goes on with it, or choose another --ckpt_path"
-                    )
-                saved = checkpoint.resume(last_path, vars(args), model, optimizer, scheduler)
-                if saved.get("clips") != clips:
-                    raise InputError(
-                        f"{last_path}: of other training clips; restore them, or choose another --ckpt_path"
-                    )
-                state = {"log": saved["log"], "progress": saved["progress"]}
-                print(f"resuming in epoch {state['progress']['epoch']} after {state['progress']['step']} steps")
-        write_log(log_path, state["log"])
-        write_skipped(os.path.join(args.ckpt_path, "skipped.csv"), loaders)
-        if os.path.exists(result_path):
-            os.remove(result_path)
-        board = open_board(args, state["log"]) if args.use_tensorboard else None
-        print(f"training on {device}, {len(loaders['train'])} steps an epoch, checkpoints in {args.ckpt_path}")
-        try:
-            with Interruption() as interruption:
-                while state["progress"]["epoch"] < args.epochs:
-                    start, progress = time.perf_counter(), state["progress"]
-                    losses = train_epoch(
-                        model, shared, loaders["train"], optimizer, device, args, progress, interruption
-                    )
-                    accuracies, _ = evaluate(model, interruption.watch(loaders[chosen_on]), device)
-                    row = {"epoch": progress["epoch"], "learning_rate": scheduler.get_last_lr()[0], **losses}
-                    row |= {"split": chosen_on, **accuracies, "seconds": time.perf_counter() - start}
-                    scheduler.step()
-                    state = {"log": [*state["log"], row], "progress": start_of(progress["epoch"] + 1)}
-                    if best_of(state["log"]) is row:
-                        save(best_path)
-                    save(last_path)
-                    write_log(log_path, state["log"])
-                    print(summary(state["log"], args.epochs), flush=True)
-                    if board:
-                        write_scalars(board, row)
-        except Interrupted as stopped:
-            save(last_path)
-            where = f"epoch {state['progress']['epoch']} after {state['progress']['step']} steps"
-            message = f"interrupted in {where}, saved; the same command with --resume goes on from there"
-            raise Interrupted(stopped.number, message) from None
-        if board:
-            board.close()
+            state = find_run()
+        with Journal(args, loaders, **state) as journal:
+            print(f"training on {device}, {len(loaders['train'])} steps an epoch, checkpoints in {args.ckpt_path}")
+            try:
+                with Interruption() as interruption:
+                    while state["progress"]["epoch"] < args.epochs:
+                        start, progress = time.perf_counter(), state["progress"]
+                        row = {"epoch": progress["epoch"], "learning_rate": scheduler.get_last_lr()[0]}
+                        row |= train_epoch(
+                            model, shared, loaders["train"], optimizer, device, args, progress, interruption, journal
+                        )
+                        accuracies, _ = evaluate(model, interruption.watch(loaders[chosen_on]), device)
+                        row |= {"split": chosen_on, **accuracies, "seconds": time.perf_counter() - start}
+                        scheduler.step()
+                        state = {"log": [*state["log"], row], "progress": start_of(progress["epoch"] + 1)}
+                        if best_of(state["log"]) is row:
+                            save(best_path)
+                        save(last_path)
+                        journal.epoch(state["log"])
+            except Interrupted as stopped:
+                save(last_path)
+                where = f"epoch {state['progress']['epoch']} after {state['progress']['step']} steps"
+                message = f"interrupted in {where}, saved; the same command with --resume goes on from there"
+                raise Interrupted(stopped.number, message) from None
 
-        best, last = best_of(state["log"]), state["log"][-1]
-        if chosen_on != "test":
-            last = last | evaluate(model, loaders["test"], device)[0]
+            best, last = best_of(state["log"]), state["log"][-1]
+            if chosen_on != "test":
+                last = last | evaluate(model, loaders["test"], device)[0]
             model.load_state_dict(checkpoint.load(best_path)["model"])
-            best = best | evaluate(model, loaders["test"], device)[0]
-        result = {name: {k: row[k] for k in ("epoch", *BRANCHES)} for name, row in (("best", best), ("last", last))}
-        for name, row in result.items():
-            print(f"test accuracy, {name} epoch {row['epoch']}:  {show(row, BRANCHES)}")
-        write_json(result_path, {**result, "chosen_on": chosen_on, "settings": vars(args)})
+            accuracies, predictions = evaluate(model, loaders["test"], device)
+            rows = (("best", best | accuracies), ("last", last))
+            result = {name: {key: row[key] for key in ("epoch", *BRANCHES)} for name, row in rows}
+            result |= {"chosen_on": chosen_on, "settings": vars(args)}
+            journal.finish(state["log"], result, predictions, loaders["test"].dataset.classes)
     print(f"validate with: python valid.py --ckpt_path {best_path}")
+
+
+def initial_model(args, device):
+    """The model that a run with these settings starts from."""
+    torch.manual_seed(args.random_seed)
+    model = AVClassifier(DATASETS[args.dataset].n_classes, args.fusion_method, args.modality)
+    model.amp = args.amp == "bf16"
+    return model.to(device, memory_format=torch.channels_last)  # 1.6 times as fast on the CPU
+
+
+def show_gradients(args):
+    """Print which loss reaches which module with these settings, and how strongly: one batch, initial weights."""
+    from utils import comparison
+    from utils.gradient_report import as_table, gradient_report
+
+    device = choose_device(args.device, args.gpu_ids)
+    batch = to_device(next(iter(build_loader(args, "train", device))), device)
+    step = choose_step(args, epoch=args.modulation_starts)
+    report = gradient_report(step, initial_model(args, device).train(), *batch)
+    method = comparison.label(*comparison.method_name(vars(args)))
+    print(f"{method}: L2 norm of the gradient that each loss sends to each module")
+    print(as_table(report))
 
 
 def start_of(epoch):
     """The progress of an epoch of which no step is done yet: see `train_epoch`."""
-    return {"epoch": epoch, "step": 0, "total": torch.zeros(3)}
-
-
-def best_of(log):
-    """The row of the best epoch, the first one where several are best."""
-    return max(log, key=lambda row: row["fused"])
-
-
-def write_log(path, log):
-    write_text(path, "".join(json.dumps(row) + "\n" for row in log))
-
-
-def write_skipped(path, loaders):
-    """Write `split,clip,reason` of every clip that is left out."""
-    rows = [(split, *clip) for split, loader in loaders.items() for clip in loader.dataset.left_out()]
-    write_csv(path, [("split", "clip", "reason"), *rows])
-
-
-def open_board(args, log):
-    """TensorBoard's writer, with the rows of the log so far in place of what was written before."""
-    from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only on demand
-
-    folder = args.tensorboard_path or os.path.join(args.ckpt_path, "tensorboard")
-    try:
-        board = SummaryWriter(folder, purge_step=0)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}; choose another --tensorboard_path") from None
-    for row in log:
-        write_scalars(board, row)
-    return board
-
-
-def write_scalars(board, row):
-    for name, value in row.items():
-        if name not in ("epoch", "split") and value is not None:
-            board.add_scalar(name, value, row["epoch"])
-    board.flush()
-
-
-def show(values, names):
-    """Values by name on one line, such as 'fused 0.9833  audio 0.9067', a dash for None."""
-    return "  ".join(f"{name} {'  -   ' if values[name] is None else f'{values[name]:.4f}'}" for name in names)
-
-
-def summary(log, epochs):
-    """The last row of the log as a line for the terminal."""
-    row, best = log[-1], best_of(log)
-    return (
-        f"epoch {row['epoch']:{len(str(epochs))}d}  {show(row, ('loss', 'loss_a', 'loss_v'))}"
-        f"  {row['split']} accuracy: {show(row, BRANCHES)}  best {best['fused']:.4f}  {row['seconds']:.0f} s"
-    )
+    return {"epoch": epoch, "step": 0, "totals": torch.zeros(3, 3, dtype=torch.float64)}
 
 
 def main(flags=None):
     args, typed = flags or parse_flags()
-    if not args.train:
+    if args.gradient_report:
+        show_gradients(fill_defaults(args))
+    elif args.train:
+        device = choose_device(args.device, args.gpu_ids)
+        with distributed.processes(device):
+            train(fill_defaults(args), device)
+    else:
         validate([os.path.join(args.ckpt_path, "best.pth")], typed)
-        return
-    device = choose_device(args.device, args.gpu_ids)
-    with distributed.processes(device):
-        train(fill_defaults(args), device)
 
 
 if __name__ == "__main__":

@@ -235,7 +235,7 @@ def test_a_checkpoint_names_no_file_to_write(capsys, root, trained):
 RESUMED = {
     "no optimiser": {"optimizer": {}},
     "no progress": {"progress": None},
-    "progress of words": {"progress": {"epoch": "one", "step": 0, "total": torch.zeros(3)}},
+    "progress of words": {"progress": {"epoch": "one", "step": 0, "totals": torch.zeros(3, 3)}},
     "log of a number": {"log": 3},
     "other clips": {"clips": 0},
 }

@@ -7,7 +7,8 @@ of DGL's three backward passes go through fusion's weights, and a DistributedDat
 
 import copy
 import os
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 
 import torch
@@ -26,7 +27,8 @@ def processes(device):
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(days=1))  # one decodes clips while the others wait
     try:
-        yield
+        with redirect_stdout(sys.stdout if rank() == 0 else None):  # None: print says nothing
+            yield
     finally:
         dist.destroy_process_group()
 

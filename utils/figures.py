@@ -51,7 +51,7 @@ def draw_panels(panels, classes):
     every = -(-size // NAMED)
     names = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in classes[::every]]
     margin = 0.6 + 0.08 * max(map(len, names))
-    figure = Figure(figsize=(margin + len(panels) * (side + 0.3) + 0.6, side + margin + 0.3), layout="constrained")
+    figure = Figure(figsize=(margin + len(panels) * (side + 0.3) + 0.6, side + margin + 0.3), layout="compressed")
     axes_of = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     selected = "" if every == 1 else f" ({len(names)} of {size} named)"
     for axes, (title, (label, predicted)) in zip(axes_of, panels.items(), strict=True):
@@ -103,13 +103,13 @@ def curves_figure(log):
         drops = [epoch for epoch, before, rate in zip(epochs[1:], rates, rates[1:], strict=False) if rate != before]
         for drop in drops:
             axes.axvline(drop - 0.5, color="grey", linewidth=1, linestyle="--")
-        if drops:
+        if drops and axes is losses:
             axes.plot([], [], color="grey", linewidth=1, linestyle="--", label="learning rate drops")
         axes.set_xlabel("epoch")
         axes.set_xlim(-0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4 if axes is losses else 3, frameon=False)
     return figure
 
 

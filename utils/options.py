@@ -14,6 +14,7 @@ from utils.errors import InputError, OneLineParser
 # Settings that a resumed run may change: how long, where, and on what machine it runs.
 FREE_SETTINGS = {"train", "resume", "epochs", "audio_path", "visual_path", "split_path", "cache_path", "cache_gb"}
 FREE_SETTINGS |= {"max_skipped", "num_workers", "device", "gpu_ids", "ckpt_path", "use_tensorboard", "tensorboard_path"}
+FREE_SETTINGS |= {"tensorboard_steps", "gradient_report"}
 
 
 def at_least(minimum, kind=int):
@@ -227,11 +228,21 @@ def training_parser(datasets, fusion_methods, modalities):
         "--ckpt_path",
         default="ckpt",
         metavar="DIR",
-        help="folder for best.pth, last.pth, log.jsonl and result.json (default: ckpt)",
+        help="folder for best.pth, last.pth, log.jsonl, result.json and pictures (default: ckpt)",
     )
     add_device_flags(group)
-    group.add_argument("--use_tensorboard", action="store_true", help="write losses and accuracies for TensorBoard")
+    group.add_argument(
+        "--use_tensorboard",
+        action="store_true",
+        help="write losses, accuracies and gradient magnitudes for TensorBoard; the log has the magnitudes too",
+    )
     group.add_argument("--tensorboard_path", metavar="DIR", help="where to (default: CKPT_PATH/tensorboard)")
+    group.add_argument("--tensorboard_steps", action="store_true", help="write them for every step, too")
+    group.add_argument(
+        "--gradient_report",
+        action="store_true",
+        help="instead of training, run one batch and print which loss reaches which module, and how strongly",
+    )
     return parser
 
 
@@ -319,7 +330,7 @@ def parse(parser, argv=None):
 
 
 def check_method(args, typed):
-    """Refuse flags of the method that contradict each other; warn of OGM's where OGM is not used.
+    """Refuse flags of the method that contradict each other; warn of those of OGM and TensorBoard that have no effect.
 
     Raises:
         InputError: names the flag and what to leave out.
@@ -344,3 +355,6 @@ def check_method(args, typed):
     for name in ("modulation_starts", "modulation_ends", "ogm_alpha"):
         if name in typed and args.modulation == "Normal":
             print(f"warning: --{name}: no effect with --modulation Normal", file=sys.stderr)
+    for name in ("tensorboard_path", "tensorboard_steps"):
+        if name in typed and not args.use_tensorboard:
+            print(f"warning: --{name}: no effect without --use_tensorboard", file=sys.stderr)

@@ -1,0 +1,329 @@
+"""What a run shows: pictures, the terminal, TensorBoard's series, and the report of where gradients go."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+from functools import partial
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from matplotlib.text import Text
+from sklearn.metrics import confusion_matrix
+
+import main_dgl
+from main_dgl import dgl_step
+from models.basic_model import AVClassifier
+from tests.conftest import SMALL, data_flags, run_here
+from tests.test_dgl_step import CLASSES, batch, build
+from tests.test_resume import interrupt_at
+from utils.baselines import ablation_step, joint_step, unimodal_step
+from utils.figures import confusion_figure, confusion_figures, curves_figure, save_figure
+from utils.gradient_report import as_table, gradient_report
+from utils.journal import summary
+from utils.measurement import WatchedLosses, gradient_norms, read_later
+
+BRANCHES = ("fused", "audio", "visual")
+
+
+def random_predictions(classes, clips, branches=BRANCHES):
+    rng = np.random.default_rng(0)
+    predictions = {"label": torch.as_tensor(rng.integers(0, classes, clips))}
+    return predictions | {name: torch.as_tensor(rng.random((clips, classes))).softmax(dim=1) for name in branches}
+
+
+def assert_whole(figure):
+    """Raise AssertionError unless all of a figure's text lies in it, and the names along an axis do not overlap."""
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        texts = [axes.title, axes.xaxis.label, axes.yaxis.label]
+        texts += axes.get_legend().get_texts() if axes.get_legend() else []
+        for axis, along in ((axes.xaxis, 0), (axes.yaxis, 1)):
+            low, high = sorted(axis.get_view_interval())
+            labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            labels = [label for label in labels if label.get_visible()]
+            spans = sorted(label.get_window_extent().get_points()[:, along].tolist() for label in labels)
+            assert all(before[1] <= after[0] + 1 for before, after in itertools.pairwise(spans)), spans
+            texts += labels
+        for text in filter(Text.get_text, texts):
+            assert all(figure.bbox.padded(1).contains(*corner) for corner in text.get_window_extent().get_points()), (
+                text
+            )
+
+
+@pytest.mark.parametrize(
+    ("names", "branches"),
+    [
+        (["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"], ("fused", "visual")),
+        ([f"playing_instrument_{number}" for number in range(34)], BRANCHES),
+        ([f"playing steel guitar, slide guitar {number}" for number in range(400)], BRANCHES),
+    ],
+    ids=[6, 34, 400],
+)
+def test_confusion_matrices(tmp_path, names, branches):
+    predictions = random_predictions(len(names), 3000, branches)
+    figure = confusion_figures(predictions, names)
+    assert_whole(figure)
+    panels = figure.axes[: len(branches)]
+    for branch, axes in zip(branches, panels, strict=True):
+        predicted = predictions[branch].argmax(dim=1)
+        counts = confusion_matrix(predictions["label"], predicted, labels=range(len(names)))
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        np.testing.assert_allclose(axes.images[0].get_array(), shares)
+        if len(names) == 6:
+            assert {text.get_position(): int(text.get_text()) for text in axes.texts} == {
+                (column, row): counts[row, column] for row, column in np.ndindex(6, 6)
+            }
+        positions, labels = axes.get_xticks(), axes.get_xticklabels()
+        assert len(labels) == (50 if len(names) == 400 else len(names))
+        for position, label in zip(positions, labels, strict=True):
+            assert names[int(position)].startswith(label.get_text().removesuffix("…"))
+    save_figure(figure, tmp_path / "confusion.png")
+    assert cv2.imread(str(tmp_path / "confusion.png")).std() > 5  # not blank
+    one = confusion_figure(predictions["label"], predicted, names, "title")
+    assert_whole(one)
+    np.testing.assert_allclose(one.axes[0].images[0].get_array(), shares)
+
+
+def random_row(epoch, rate, lacks=None):
+    rng = np.random.default_rng(epoch)
+    row = {"epoch": epoch, "learning_rate": rate, "split": "test", "seconds": 10.0 * epoch}
+    row |= {"loss": 1 + rng.random(), "loss_a": 1 + rng.random(), "loss_v": 1 + rng.random()}
+    for branch in BRANCHES:
+        row |= {branch: rng.random(), f"train_{branch}": rng.random()}
+    return row | dict.fromkeys({"visual": ("loss_v", "visual", "train_visual")}.get(lacks, ()))
+
+
+@pytest.mark.parametrize(("epochs", "lacks"), [(100, None), (5, "visual"), (1, None)])
+def test_curves(tmp_path, epochs, lacks):
+    log = [random_row(epoch, 0.1 ** (1 + (epoch >= 3) + (epoch >= 70)), lacks) for epoch in range(epochs)]
+    figure = curves_figure(log)
+    assert_whole(figure)
+    losses, accuracies = figure.axes
+    for axes, names in (
+        (losses, ("loss", "loss_a", "loss_v")),
+        (accuracies, [name for branch in BRANCHES for name in (branch, f"train_{branch}")]),
+    ):
+        lines = [list(line.get_ydata()) for line in axes.lines]
+        for name in names:
+            assert ([row[name] for row in log] in lines) == (log[0][name] is not None), name
+        drops = [line.get_xdata()[0] for line in axes.lines if list(line.get_ydata()) == [0, 1]]
+        assert drops == {100: [2.5, 69.5], 5: [2.5], 1: []}[epochs]
+    save_figure(figure, tmp_path / "curves.png")
+    assert cv2.imread(str(tmp_path / "curves.png")).std() > 5
+
+
+def test_lines_of_the_terminal_align_and_tell_the_time_left():
+    log = [random_row(epoch, 0.1, "visual" if epoch == 2 else None) for epoch in range(7)]
+    lines = [summary(log[:number], epochs=607) for number in range(1, 8)]
+    assert len({len(line) for line in lines}) == 1 and len({line.index("best") for line in lines}) == 1
+    assert lines[-1].endswith(" 60 s  left  6:40:00")  # 600 epochs of the last five's mean, 40 s
+    assert f"best {max(row['fused'] for row in log):.4f}" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("modality", "step"),
+    [
+        ("full", partial(dgl_step, alpha=2)),
+        ("full", joint_step),
+        ("full", partial(joint_step, modulation="OGM_GE")),
+        ("full", partial(ablation_step, alpha=2, mgt=False)),
+        ("visual", unimodal_step),
+    ],
+    ids=["dgl", "joint", "OGM-GE", "no_mgt", "visual"],
+)
+def test_right_answers_are_counted_from_the_steps_own_logits(modality, step):
+    torch.manual_seed(0)
+    model, (spectrogram, frames, label) = AVClassifier(CLASSES, modality=modality).double().train(), batch(8)
+    label = model(spectrogram, frames)[0].argmax(dim=1)  # so that not all answers are wrong
+    label[:3] = (label[:3] + 1) % CLASSES
+    expected = [
+        float("nan") if logits is None else (logits.argmax(dim=1) == label).sum().item()
+        for logits in model(spectrogram, frames)
+    ]
+    with WatchedLosses() as watched:
+        losses = step(model, spectrogram, frames, label)
+    torch.testing.assert_close(watched.hits(losses), torch.tensor(expected).double(), equal_nan=True)
+    assert expected[0] == 5
+
+
+def test_read_later_gives_what_was_there():
+    values = torch.tensor([1.5, float("nan"), 3.0])
+    read = read_later(values)
+    assert read()[::2] == [1.5, 3.0] and len(read()) == 3
+
+
+MODULES = {"fusion": "fusion_module", "audio": "audio_net", "visual": "visual_net"}
+
+
+def norms_of(model, loss):
+    """L2 norm of d(loss) per module by torch.autograd.grad."""
+    norms = {}
+    for name, module in MODULES.items():
+        found = torch.autograd.grad(
+            loss, list(getattr(model, module).parameters()), retain_graph=True, allow_unused=True
+        )
+        norms[name] = torch.cat([g.flatten() for g in found if g is not None] or [torch.zeros(1)]).norm().item()
+    return norms
+
+
+@pytest.mark.parametrize(
+    ("step", "routes"),
+    [
+        (partial(dgl_step, alpha=3), {"L_m": (1, 0, 0), "L_a": (0, 3, 0), "L_v": (0, 0, 3)}),
+        (joint_step, {"L_m": (1, 1, 1), "L_a": (0, 0, 0), "L_v": (0, 0, 0)}),
+        (partial(ablation_step, alpha=3, mgt=False), {"L_m": (1, 1, 1), "L_a": (0, 3, 0), "L_v": (0, 0, 3)}),
+        (partial(ablation_step, alpha=3, ugt=False), {"L_m": (1, 0, 0), "L_a": (3, 3, 0), "L_v": (3, 0, 3)}),
+    ],
+    ids=["dgl", "joint", "no_mgt", "no_ugt"],
+)
+@pytest.mark.parametrize("fusion_method", ["concat", "gated"])
+def test_gradient_report_is_what_autograd_says(step, routes, fusion_method):
+    model, clips = build(fusion_method), batch()
+    report = gradient_report(step, model, *clips)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    a, v = model.encode_audio(clips[0]), model.encode_video(clips[1])
+    fusion = model.fusion_module
+    logits = {"L_m": fusion.fuse(a, v), "L_a": fusion.audio_alone(a), "L_v": fusion.visual_alone(v)}
+    for loss, factors in routes.items():
+        norms = norms_of(model, F.cross_entropy(logits[loss], clips[2]))
+        for (module, norm), factor in zip(norms.items(), factors, strict=True):
+            assert report[loss][module] == pytest.approx(factor * norm, rel=1e-5), (loss, module)
+            assert (report[loss][module] == 0) == (factor == 0)
+    step(model, *clips)
+    assert list(report["all"].values()) == pytest.approx(gradient_norms(model).tolist(), rel=1e-5)
+
+
+def leaking_step(model, spectrogram, frames, label):
+    """DGL with the second truncation forgotten."""
+    a, v = model.encode_audio(spectrogram), model.encode_video(frames)
+    fusion, losses = model.fusion_module, []
+    for logits in (fusion.audio_alone(a), fusion.visual_alone(v), fusion(a, v)):
+        losses.append(F.cross_entropy(logits, label))
+    sum(losses).backward()
+    return tuple(losses[n].detach() for n in (2, 0, 1))
+
+
+def test_gradient_report_shows_a_leak():
+    report = gradient_report(leaking_step, build("sum"), *batch())
+    assert report["L_m"]["audio"] == report["L_m"]["visual"] == 0
+    assert report["L_a"]["fusion"] > 0 and report["L_v"]["fusion"] > 0
+    lines = [line.split() for line in as_table(report).splitlines()]
+    assert lines[1] == ["L_m", f"{report['L_m']['fusion']:.4g}", "0", "0"] and lines[4][0] == "all"
+
+
+@pytest.mark.parametrize(
+    ("flags", "zeros"),
+    [
+        ([], {"L_m": "+00", "L_a": "0+0", "L_v": "00+", "all": "+++"}),
+        (["--method", "joint", "--modulation", "OGM_GE"], {"L_m": "+++", "L_a": "000", "L_v": "000", "all": "+++"}),
+        (["--modality", "visual"], {"L_v": "++", "all": "++"}),
+    ],
+    ids=["dgl", "OGM-GE", "visual"],
+)
+def test_gradient_report_of_the_command_line(corpus, tmp_path, capsys, flags, zeros):
+    command = ["--gradient_report", *data_flags(corpus), *SMALL, "--num_workers", 0, *flags]
+    run_here(main_dgl, *command, "--ckpt_path", tmp_path / "run")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {row[0]: "".join("0" if cell == "0" else "+" for cell in row[1:]) for row in rows[2:]} == zeros
+    assert not (tmp_path / "run").exists()
+
+
+def measured_apart(model, spectrogram, frames, label, alpha, into):
+    """dgl_step, and what the board should say of it, computed in another way."""
+    with torch.no_grad():
+        hits = [(logits.argmax(dim=1) == label).double().mean().item() for logits in model(spectrogram, frames)]
+    losses = dgl_step(model, spectrogram, frames, label, alpha)
+    norms = [
+        np.linalg.norm(np.concatenate([p.grad.double().numpy().ravel() for p in getattr(model, module).parameters()]))
+        for module in MODULES.values()
+    ]
+    into.append([*map(float, losses), *hits, *norms, len(label)])
+    return losses
+
+
+def board_of(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    return board
+
+
+def series_of(board):
+    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(corpus, tmp_path, capsys, monkeypatch):
+    steps = []
+    command = ["--train", *data_flags(corpus), *SMALL, "--num_workers", 0, "--epochs", 2, "--learning_rate", 0.01]
+    command += ["--lr_decay_step", "[1]", "--use_tensorboard", "--tensorboard_steps", "--alpha", 2]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(main_dgl, "dgl_step", partial(measured_apart, into=steps))
+        patch.setattr(sys.stderr, "isatty", lambda: True)
+        run_here(main_dgl, *command, "--ckpt_path", whole)
+    bar = capsys.readouterr().err
+    assert re.search(r"epoch 1: .*loss \d+\.\d{3}  fused [01]\.\d{3}  audio [01]\.\d{3}  visual [01]\.\d{3}", bar)
+
+    board, log = board_of(whole / "tensorboard"), (whole / "log.jsonl").read_text().splitlines()
+    series, rows = series_of(board), [json.loads(line) for line in log]
+    figures = np.array(steps)
+    assert figures.shape == (6, 10)
+    for row, epoch in zip(rows, np.split(figures, 2), strict=True):
+        expected = np.average(epoch[:, :6], axis=0, weights=epoch[:, 9]).tolist() + epoch[:, 6:9].mean(axis=0).tolist()
+        names = ["loss", "loss_a", "loss_v", "train_fused", "train_audio", "train_visual"]
+        names += ["gradient_fusion", "gradient_audio", "gradient_visual"]
+        assert [row[name] for name in names] == pytest.approx(expected, rel=1e-3)
+    tags = {"learning_rate": "learning_rate", "loss": "loss/fused", "loss_a": "loss/audio", "loss_v": "loss/visual"}
+    tags |= {branch: f"accuracy/{branch}" for branch in BRANCHES}
+    tags |= {f"train_{branch}": f"training_accuracy/{branch}" for branch in BRANCHES}
+    tags |= {f"gradient_{module}": f"gradient/{module}" for module in MODULES}
+    for name, tag in tags.items():
+        assert series[tag] == [(row["epoch"], pytest.approx(row[name])) for row in rows], tag
+    best = max(rows, key=lambda row: row["fused"])
+    assert series["best/audio"] == [(best["epoch"], pytest.approx(best["audio"]))]
+    assert series["last/fused"] == [(1, pytest.approx(rows[1]["fused"]))]
+
+    by_step = series_of(board_of(whole / "tensorboard" / "steps"))
+    columns = [f"{group}_by_step/{branch}" for group in ("loss", "training_accuracy") for branch in BRANCHES]
+    columns += [f"gradient_by_step/{module}" for module in MODULES]
+    for tag, column in zip(columns, figures.T, strict=False):
+        assert by_step[tag] == [(number, pytest.approx(value, rel=1e-3)) for number, value in enumerate(column)], tag
+    assert [value for _, value in by_step["learning_rate_by_step"]] == pytest.approx([0.01] * 3 + [0.001] * 3)
+
+    (image,) = board.Images("confusion")
+    picture = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.std() > 5 and image.step == best["epoch"]
+    (settings,) = board.Tensors("settings/text_summary")
+    assert "| alpha | 2.0 |" in settings.tensor_proto.string_val[0].decode()
+    assert {b"alpha", b"fused"} <= set(re.findall(rb"alpha|fused", hyperparameters(board)))
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt_at(patch, "dgl_step", 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        run_here(main_dgl, *command, "--ckpt_path", parts)
+    (parts / "tensorboard" / "steps").mkdir(exist_ok=True)
+    run_here(main_dgl, *command, "--resume", "--ckpt_path", parts)
+    resumed = series_of(board_of(parts / "tensorboard"))
+    assert resumed.keys() == series.keys()
+    assert all(resumed[tag] == series[tag] for tag in series if tag != "seconds")
+    assert series_of(board_of(parts / "tensorboard" / "steps")) == by_step
+
+
+def hyperparameters(board):
+    """The bytes of the hparams plugin, which hold names and values; of a single run."""
+    content = board.PluginTagToContent("hparams")
+    assert {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"} == content.keys()
+    return b"".join(content.values())
+
+
+def test_without_tensorboard_no_gradient_is_measured(trained):
+    row = json.loads((trained[0] / "log.jsonl").read_text().splitlines()[0])
+    assert not any(name.startswith("gradient") for name in row) and 0 <= row["train_fused"] <= 1
+    for name in ("curves.png", "confusion.png"):
+        assert cv2.imread(str(trained[0] / name)).std() > 5

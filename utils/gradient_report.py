@@ -1,0 +1,52 @@
+"""Which loss reaches which module, and how strongly: a training rule made visible by running its step."""
+
+import torch
+
+from utils.measurement import MODULES, WatchedLosses, gradient_norms
+
+LOSSES = ("L_m", "L_a", "L_v")
+
+
+def gradient_report(step, model, spectrogram, frames, label):
+    """Run one batch through a training step, with one loss at a time, and measure what arrives in `.grad`.
+
+    The step's gradients are linear in its losses. So each row is the step itself, run with every other loss times 0:
+    how it leads and weights the gradient is seen, not supposed.
+
+    Args:
+        step: a function of (model, spectrogram, frames, label), as `choose_step` gives it.
+        model: AVClassifier; its gradients are cleared, its weights stay.
+        spectrogram, frames, label: as `dgl_step`.
+
+    Returns:
+        {"L_m": {"fusion": norm, "audio": norm, "visual": norm}, "L_a": .., "L_v": .., "all": ..}: L2 norms before
+        clipping, "all" of the unchanged step; without the losses and the encoders that the model lacks.
+    """
+
+    def run(weights=None):
+        torch.manual_seed(0)  # OGM-GE draws noise
+        model.zero_grad()
+        with WatchedLosses(weights) as watched:
+            losses = step(model, spectrogram, frames, label)
+        norms = dict(zip(MODULES, gradient_norms(model).tolist(), strict=True))
+        model.zero_grad()
+        return watched.find(losses), {name: norm for name, norm in norms.items() if norm == norm}  # NaN: lacks it
+
+    numbers, whole = run()
+    count = len({number for number in numbers if number is not None})
+    rows = {}
+    for name, number in zip(LOSSES, numbers, strict=True):
+        if number is not None:
+            _, rows[name] = run([float(each == number) for each in range(count)])
+    if count == 1:  # one encoder alone: its only loss is no multimodal one
+        del rows["L_m"]
+    return rows | {"all": whole}
+
+
+def as_table(report):
+    """The report as aligned lines of text, 0 only where the gradient is exactly 0."""
+    headings = {"fusion": "fusion", "audio": "audio encoder", "visual": "visual encoder"}
+    lines = [" " * 3 + "".join(f"{headings[module]:>16}" for module in report["all"])]
+    for loss, norms in report.items():
+        lines.append(f"{loss:3}" + "".join(f"{'0' if norm == 0 else f'{norm:.4g}':>16}" for norm in norms.values()))
+    return "\n".join(lines)
