@@ -143,10 +143,8 @@ def train_epoch(model, shared, loader, optimizer, device, args, progress, interr
             optimizer.step()
             count_step(pending, loader, args, progress, journal)
             of_all = [torch.stack(losses) * shared.share, watched.hits(losses) * (shared.share > 0)]
-            pending = (
-                read_later(torch.cat([distributed.total(torch.cat(of_all)), magnitudes, norm.unsqueeze(0)])),
-                clips,
-            )
+            of_all = distributed.total(torch.cat(of_all))
+            pending = read_later(torch.cat([of_all, magnitudes, norm.unsqueeze(0)])), clips
     finally:  # also when it is interrupted and about to be saved
         count_step(pending, loader, args, progress, journal)
     refresh_batchnorm(model, recent)
