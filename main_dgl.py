@@ -243,7 +243,7 @@ def train(args, device):
                         row |= train_epoch(
                             model, shared, loaders["train"], optimizer, device, args, progress, interruption, journal
                         )
-                        accuracies, _ = evaluate(model, interruption.watch(loaders[chosen_on]), device)
+                        accuracies, _ = evaluate(model, loaders[chosen_on], device, interruption.watch)
                         row |= {"split": chosen_on, **accuracies, "seconds": time.perf_counter() - start}
                         scheduler.step()
                         state = {"log": [*state["log"], row], "progress": start_of(progress["epoch"] + 1)}

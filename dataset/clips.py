@@ -64,10 +64,10 @@ def log_spectrogram(samples, audio):
     The amplitude is clipped to [-1, 1] first (DESIGN section 1, Datasets). Half the time of torch.stft and torch.abs.
     """
     padded = np.zeros(len(samples) + audio.n_fft, np.float32)
-    np.clip(samples, -1, 1, out=padded[audio.n_fft // 2 : -audio.n_fft // 2])
+    np.clip(samples, -1, 1, out=padded[audio.n_fft // 2 : -(audio.n_fft // 2)])
     windows = torch.from_numpy(padded).unfold(0, audio.n_fft, audio.hop) * hann_window(audio.n_fft)  # (T, n_fft)
     magnitude = torch.from_numpy(np.abs(torch.fft.rfft(windows).numpy()))
-    return magnitude.add_(1e-7).log_().T.contiguous()
+    return magnitude.add_(1e-7).log_().T
 
 
 def load_picture(path):
@@ -77,7 +77,9 @@ def load_picture(path):
         InputError: the file is missing or no picture.
     """
     try:
-        picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        with open(path, "rb") as file:
+            content = np.frombuffer(file.read(), np.uint8)
+        picture = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except (OSError, cv2.error):
         picture = None
     if picture is None:

@@ -117,8 +117,8 @@ def test_result_holds_best_and_last_epoch(trained):
 def test_val_ratio_chooses_on_held_out_clips_and_tests_once(corpus, tmp_path, monkeypatch):
     evaluated = []
 
-    def watched(model, loader, device):
-        accuracies, predictions = evaluate(model, loader, device)
+    def watched(*arguments):
+        accuracies, predictions = evaluate(*arguments)
         evaluated.append(predictions["label"].tolist())
         return accuracies, predictions
 

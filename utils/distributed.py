@@ -97,7 +97,7 @@ class Shared:
         self.model._modules = dict(model._modules)
         for name in ("audio_net", "visual_net"):
             if hasattr(model, name):
-                encoder = DistributedDataParallel(getattr(model, name), broadcast_buffers=False)
+                encoder = DistributedDataParallel(getattr(model, name), forward_sync_buffers=False)
                 encoder.register_comm_hook(self, weighted_sum)
                 setattr(self.model, name, encoder)
 

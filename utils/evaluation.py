@@ -10,7 +10,7 @@ BRANCHES = ("fused", "audio", "visual")
 
 
 @torch.inference_mode()
-def evaluate(model, dataloader, device):
+def evaluate(model, dataloader, device, watch=iter):
     """Accuracies of the fused, audio and visual branches over every clip of a loader.
 
     Args:
@@ -18,6 +18,7 @@ def evaluate(model, dataloader, device):
         dataloader: batches as utils.device.to_device takes them; in several processes a loader of dataset/loader.py,
             of which each sees its part.
         device: where the model is.
+        watch: what to draw the loader's batches through, such as Interruption.watch.
 
     Returns:
         accuracies: {"fused": .., "audio": .., "visual": ..}, each 0 to 1, None for a branch that the model lacks.
@@ -25,7 +26,7 @@ def evaluate(model, dataloader, device):
     """
     model.eval()
     labels, logits = [], {branch: [] for branch in BRANCHES}
-    for batch in dataloader:
+    for batch in watch(dataloader):
         spectrogram, frames, label = to_device(batch, device)
         outputs = model(spectrogram, frames)
         labels.append(label)

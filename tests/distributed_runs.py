@@ -1,0 +1,49 @@
+"""Runs in float64, BatchNorm in evaluation mode, which tests/test_distributed.py starts alone and with torchrun.
+
+python tests/distributed_runs.py CORPUS OUT
+"""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import main_dgl
+from models.basic_model import AVClassifier
+from tests.conftest import SMALL, data_flags, run_here
+from utils import distributed, evaluation
+from utils.device import to_device
+
+RUNS = {
+    f"{fusion}-{name}": ["--fusion_method", fusion, *flags]
+    for fusion in ("concat", "gated")
+    for name, flags in {"dgl": [], "joint": ["--method", "joint", "--modulation", "OGM_GE"]}.items()
+}
+
+
+def small_batch(batch, device):
+    """As to_device, in float64, where rounding cannot grow to what is looked for, and a corner of the spectrogram."""
+    spectrogram, frames, label = to_device(batch, device)
+    return spectrogram[..., :64, :64].double(), frames.double(), label
+
+
+def train_all(corpus, out):
+    """Every one of RUNS into a folder below `out`, in batches of 5 and 3."""
+    with distributed.processes(torch.device("cpu")), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "processes", nullcontext)  # of one launch they are joined once
+        build, train = main_dgl.initial_model, AVClassifier.train
+        patch.setattr(main_dgl, "initial_model", lambda *arguments: build(*arguments).double())
+        patch.setattr(AVClassifier, "train", lambda model, mode=True: train(model, False))
+        patch.setattr(main_dgl, "refresh_batchnorm", lambda model, batches: None)
+        for module in (main_dgl, evaluation):
+            patch.setattr(module, "to_device", small_batch)
+        for name, flags in RUNS.items():
+            flags = [*data_flags(corpus), *SMALL, "--num_workers", 0, "--batch_size", 5, "--epochs", 1, *flags]
+            run_here(main_dgl, "--train", "--device", "cpu", *flags, "--ckpt_path", out / name)
+
+
+if __name__ == "__main__":
+    train_all(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,62 @@
+"""Several processes: the parameters of one process on the same batches, and every test clip once."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import main_dgl
+from tests.conftest import ROOT, run_here
+from tests.distributed_runs import RUNS, train_all
+from utils import checkpoint
+
+
+def torchrun(*arguments):
+    """Two processes on this machine. Returns the finished launcher."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def runs(corpus, tmp_path_factory):
+    """Both ways to train RUNS, on 18 clips, tested on 5 that two processes cannot share evenly."""
+    folder = tmp_path_factory.mktemp("distributed")
+    shutil.copytree(corpus, folder / "corpus", ignore=shutil.ignore_patterns(".cache"))
+    listed = (corpus / "test.csv").read_text().splitlines()
+    (folder / "corpus" / "test.csv").write_text("\n".join(listed[:5]) + "\n")
+    done = torchrun("tests/distributed_runs.py", folder / "corpus", folder / "two")
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if line.startswith("epoch ")]) == len(RUNS), done.stdout
+    train_all(folder / "corpus", folder / "one")
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_reach_the_parameters_of_one(runs, name):
+    one, two = (checkpoint.load(runs / folder / name / "last.pth") for folder in ("one", "two"))
+    for key, value in one["model"].items():
+        if value.is_floating_point():
+            error = (two["model"][key] - value).norm() / value.norm().clamp(min=1e-12)
+            assert error < 1e-5, f"{key}: {error:.2e}"
+    logs = [
+        [json.loads(line) for line in (runs / folder / name / "log.jsonl").read_text().splitlines()]
+        for folder in ("one", "two")
+    ]
+    for alone, shared in zip(*logs, strict=True):
+        for key in ("loss", "loss_a", "loss_v"):
+            assert shared[key] == pytest.approx(alone[key], rel=1e-6)
+        for key in ("train_fused", "train_audio", "train_visual", "fused", "audio", "visual"):
+            assert shared[key] == pytest.approx(alone[key], abs=1e-6), key
+        assert (5 * shared["fused"]) % 1 == pytest.approx(0, abs=1e-6)  # of five clips, none twice
+
+
+def test_several_gpus_in_one_process_are_refused_with_the_command(capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        run_here(main_dgl, "--train", "--gpu_ids", "0,1", "--ckpt_path", tmp_path)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and len(error.splitlines()) == 1
+    assert "torchrun --nproc_per_node=2 main_dgl.py --gpu_ids 0,1" in error

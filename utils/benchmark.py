@@ -1,0 +1,297 @@
+"""How fast and how lean: each part beside the plain way of this field, which is written out here, in one run.
+
+    python -m utils.benchmark                   # everything, a few minutes on 2 CPU cores
+    python -m utils.benchmark reader startup    # some of it
+
+The clips are made for it: 2.5 s of sound at 16 kHz and a picture of 480 x 360, as CREMA-D's. Ways to do the same take
+turns; the table has medians, and the ratio of ours to the plain way. Step and epoch run on a GPU where there is one.
+"""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from utils.errors import OneLineParser, run
+from utils.options import at_least
+
+PARTS = ("reader", "step", "epoch", "startup", "preprocessing")
+CLIPS = 64
+ALPHA = 4.0
+
+
+def take_turns(ways, rounds, clock=time.perf_counter):
+    """Run every way once to warm up, then all of them in turn -> {name: median of `clock` over the rounds}."""
+    times = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            start = clock()
+            way()
+            if number:
+                times[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def print_rows(title, unit, values, scale=1.0):
+    """Lines of the table: each way's figure, and over the plain way's, which is the first."""
+    plain = next(iter(values.values()))
+    for name, value in values.items():
+        print(f"{title:14} {name:34} {value * scale:10.3f} {unit:18} {value / plain:6.2f}", flush=True)
+
+
+def make_clips(root):
+    """A tiny CREMA-D: CLIPS to train on, of which some are also the test set."""
+    import cv2
+    import numpy as np
+    import soundfile
+
+    from utils.lists import CREMAD_EMOTIONS
+
+    (root / "AudioWAV").mkdir()
+    rows = []
+    for k in range(CLIPS):
+        rng = np.random.default_rng(k)
+        picture = cv2.resize(rng.integers(0, 255, (45, 60, 3), np.uint8), (480, 360), interpolation=cv2.INTER_CUBIC)
+        folder = root / "Image-01-FPS" / f"{k:03d}"
+        folder.mkdir(parents=True)
+        cv2.imwrite(str(folder / "00000.jpg"), picture)  # 75 KB, as of a photograph
+        soundfile.write(root / "AudioWAV" / f"{k:03d}.wav", rng.normal(0, 0.1, 40000), 16000, subtype="PCM_16")
+        rows.append(f"{k:03d},{CREMAD_EMOTIONS[k % 6]}\n")
+    (root / "train.csv").write_text("".join(rows))
+    (root / "test.csv").write_text("".join(rows[:8]))
+
+
+def settings(root, **changes):
+    """The training flags with those clips -> Namespace."""
+    from dataset import DATASETS, fill_defaults
+    from models import FUSION_MODULES, MODALITIES
+    from utils import options
+
+    flags = {"audio_path": root / "AudioWAV", "visual_path": root, "split_path": root, "cache_path": root / "cache"}
+    parser = options.training_parser(tuple(DATASETS), tuple(FUSION_MODULES), MODALITIES)
+    return fill_defaults(options.parse_settings(parser, {**flags, "ckpt_path": root / "run", **changes}))
+
+
+def measure_reader(root, rounds):
+    """Processor time per clip in one process with one thread: from files to normalised batches."""
+    import librosa
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torch.utils.data import default_collate
+    from torchvision import transforms
+
+    from dataset import build_dataset
+    from dataset.cache import prepare
+    from utils.device import IMAGENET_MEAN, IMAGENET_STD, to_device
+
+    torch.set_num_threads(1)
+    ending = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    transform = {
+        "train": transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *ending]),
+        "test": transforms.Compose([transforms.Resize((224, 224)), *ending]),
+    }
+
+    def plain(clips, split):
+        items = []
+        for clip in clips:
+            samples, _ = librosa.load(clip.wav, sr=22050)
+            samples = np.tile(samples, 66150 // len(samples) + 1)[:66150].clip(-1, 1)
+            spectrogram = np.log(np.abs(librosa.stft(samples, n_fft=512, hop_length=353)) + 1e-7)
+            image = Image.open(clip.files()[1]).convert("RGB")
+            items.append((torch.from_numpy(spectrogram), transform[split](image).unsqueeze(1), clip.label))
+        return default_collate(items)
+
+    def ours(dataset):
+        batches = [list(range(k, min(k + 16, len(dataset)))) for k in range(0, len(dataset), 16)]
+        return [to_device(dataset[batch], torch.device("cpu")) for batch in batches]
+
+    for split in ("train", "test"):
+        cold, warm = (build_dataset(settings(root), split, training=split == "train") for _ in range(2))
+        cold.clips = warm.clips = build_dataset(settings(root), "train").clips
+        prepare(warm, settings(root), workers=os.cpu_count())
+        batches = [warm.clips[k : k + 16] for k in range(0, CLIPS, 16)]
+        ways = {
+            "librosa, PIL, torchvision": lambda split=split, batches=batches: [plain(b, split) for b in batches],
+            "ours, no cache": lambda cold=cold: ours(cold),
+            "ours, warm cache": lambda warm=warm: ours(warm),
+        }
+        times = take_turns(ways, 2 * rounds + 1, time.process_time)
+        print_rows(f"reader {split}", "ms a clip and core", times, 1000 / CLIPS)
+
+
+def one_step(way, batch_size, steps):
+    """Train on random clips in this process; print the median time of a step in s and the peak memory in GiB."""
+    import torch
+    import torch.nn.functional as F
+
+    from main_dgl import dgl_step, initial_model
+    from utils.device import choose_device, set_precision
+
+    device = choose_device()
+    set_precision(deterministic=False)
+    args = Namespace(random_seed=0, dataset="CREMAD", fusion_method="concat", modality="full", amp=None)
+    model = initial_model(args, device).train()
+    if way == "plain":
+        model.to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    frames = torch.randn(batch_size, 1, 224, 224, 3).permute(0, 4, 1, 2, 3)
+    batch = torch.randn(batch_size, 1, 257, 188), frames, torch.randint(6, (batch_size,))
+    spectrogram, frames, label = (tensor.to(device) for tensor in batch)
+
+    def plain():
+        a, v = model.encode_audio(spectrogram), model.encode_video(frames)
+        fusion = model.fusion_module
+        unimodal = F.cross_entropy(fusion.audio_alone(a), label) + F.cross_entropy(fusion.visual_alone(v), label)
+        multimodal = F.cross_entropy(fusion.fuse(a.detach(), v.detach()), label)
+        (ALPHA * unimodal).backward(retain_graph=True)
+        fusion.zero_grad()
+        multimodal.backward()
+        return sum(parameter.grad.abs().sum().item() for parameter in model.parameters())
+
+    def ours():
+        return dgl_step(model, spectrogram, frames, label, ALPHA)
+
+    def step():
+        optimizer.zero_grad()
+        {"plain": plain, "ours": ours}[way]()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 40)
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    seconds = take_turns({way: step}, steps)[way]
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:  # of the process; ru_maxrss would count the parent's
+        peak = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+    print(seconds, peak)
+
+
+def measure_step(root, rounds, batch_size):
+    """A step of DGL at 224 x 224: time, and peak memory of a process (on a GPU, of its tensors)."""
+    figures = {"retain_graph, .item()": [], "ours": []}
+    for _ in range(rounds):
+        for name, way in zip(figures, ("plain", "ours"), strict=True):
+            command = [sys.executable, "-m", "utils.benchmark", "step", "--way", way, "--batch_size", str(batch_size)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            figures[name].append([float(word) for word in done.stdout.split()])
+    medians = {
+        name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()
+    }
+    print_rows(f"step of {batch_size}", "s", {name: seconds for name, (seconds, _) in medians.items()})
+    print_rows(f"step of {batch_size}", "GiB at most", {name: peak for name, (_, peak) in medians.items()})
+
+
+class InMemory(list):
+    """A loader's batches, already read."""
+
+    def __init__(self, loader):
+        super().__init__(loader)
+        self.dataset, self.sampler = loader.dataset, loader.sampler
+
+
+class Silence:
+    """A journal that shows nothing."""
+
+    def watch(self, batches, *_):
+        return batches
+
+    def step(self, *_):
+        pass
+
+
+def measure_epoch(root, rounds):
+    """An epoch of training through the loader, beside the same with its batches in memory."""
+    from dataset.loader import build_loader
+    from main_dgl import build_optimizer, initial_model, start_of, train_epoch
+    from utils.device import choose_device, set_precision
+    from utils.distributed import Shared
+    from utils.interruption import Interruption
+
+    device, args = choose_device(), settings(root, batch_size=16, learning_rate=1e-4)
+    set_precision(deterministic=False)
+    loader = build_loader(args, "train", device)
+    model = initial_model(args, device)
+    optimizer, _ = build_optimizer(model, args)
+    memory = InMemory(loader)
+
+    def epoch(batches):
+        train_epoch(model, Shared(model), batches, optimizer, device, args, start_of(0), Interruption(), Silence())
+
+    times = take_turns(
+        {"batches in memory": lambda: epoch(memory), "through the loader": lambda: epoch(loader)}, rounds
+    )
+    print_rows(f"epoch of {CLIPS}", "s", times)
+
+
+def measure_startup(root, rounds):
+    """Time until --help is answered; the plain way imports what it trains with before it looks at its flags."""
+
+    def start(*arguments):
+        subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
+
+    imports = "import argparse, cv2, librosa, torch, torchvision, torch.utils.tensorboard"
+    ways = {"imports first": lambda: start("-c", imports), "main_dgl.py --help": lambda: start("main_dgl.py", "--help")}
+    print_rows("startup", "s", take_turns(ways, rounds))
+
+
+def measure_preprocessing(root, rounds):
+    """Frames of 16 FLV clips, 480 x 360, 30 frames a second, Sorenson's codec as CREMA-D's, on all cores."""
+    import cv2
+
+    from utils.pool import process_clips
+    from utils.preprocessing import extract_frames, find_ffmpeg, quieten_decoders
+
+    for k in range(16):
+        command = [find_ffmpeg(), "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=480x360:rate=30:duration=2.5"]
+        subprocess.run([*command, "-c:v", "flv1", "-q:v", "4", str(root / f"{k}.flv")], check=True)
+
+    def plain():
+        with tempfile.TemporaryDirectory() as folder:
+            for k in range(16):
+                capture, number = cv2.VideoCapture(str(root / f"{k}.flv")), 0
+                while True:
+                    there, frame = capture.read()
+                    if not there:
+                        break
+                    if number % 30 == 0:
+                        cv2.imwrite(f"{folder}/{k}-{number:05d}.jpg", frame)
+                    number += 1
+
+    def ours():
+        with tempfile.TemporaryDirectory() as folder:
+            jobs = {str(k): (root / f"{k}.flv", Path(folder) / "frames" / str(k), Path(folder)) for k in range(16)}
+            process_clips(extract_frames, jobs, start=quieten_decoders)
+
+    print_rows("preprocessing", "ms a clip", take_turns({"read every frame": plain, "ours": ours}, rounds), 1000 / 16)
+
+
+def main():
+    parser = OneLineParser(prog="utils.benchmark", description="Measure reader, step, epoch, start-up, preprocessing.")
+    parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure (default: everything)")
+    parser.add_argument("--rounds", type=at_least(1), default=3, metavar="N", help="turns of each way (default: 3)")
+    parser.add_argument(
+        "--batch_size", type=at_least(1), default=48, metavar="N", help="clips of the step (default: 48)"
+    )
+    parser.add_argument("--way", choices=("plain", "ours"), help="run one way of the step in this process")
+    args = parser.parse_args()
+    if args.way:
+        one_step(args.way, args.batch_size, steps=2)
+        return
+    print(f"{'':14} {'way':34} {'median':>10} {'':18} {'ratio':>6}")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_clips(root)
+        for part in args.parts:
+            extra = [args.batch_size] if part == "step" else []
+            globals()[f"measure_{part}"](root, args.rounds, *extra)
+
+
+if __name__ == "__main__":
+    run(main)
