@@ -121,9 +121,9 @@ def train_epoch(model, loader, optimizer, device, args, progress, interruption, 
             magnitudes = gradient_norms(model) if args.use_tensorboard else unmeasured
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
             optimizer.step()
+            figures = read_later(torch.cat([torch.stack(losses), watched.hits(losses), magnitudes, norm.unsqueeze(0)]))
             count_step(pending, loader, args, progress, journal)
-            figures = torch.cat([torch.stack(losses), watched.hits(losses), magnitudes, norm.unsqueeze(0)])
-            pending = read_later(figures), len(label)
+            pending = figures, len(label)
     finally:  # also when it is interrupted and about to be saved
         count_step(pending, loader, args, progress, journal)
     refresh_batchnorm(model, recent)
