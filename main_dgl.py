@@ -141,10 +141,11 @@ def train_epoch(model, shared, loader, optimizer, device, args, progress, interr
             magnitudes = gradient_norms(model) if args.use_tensorboard else unmeasured
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
             optimizer.step()
-            count_step(pending, loader, args, progress, journal)
             of_all = [torch.stack(losses) * shared.share, watched.hits(losses) * (shared.share > 0)]
             of_all = distributed.total(torch.cat(of_all))
-            pending = read_later(torch.cat([of_all, magnitudes, norm.unsqueeze(0)])), clips
+            figures = read_later(torch.cat([of_all, magnitudes, norm.unsqueeze(0)]))
+            count_step(pending, loader, args, progress, journal)
+            pending = figures, clips
     finally:  # also when it is interrupted and about to be saved
         count_step(pending, loader, args, progress, journal)
     refresh_batchnorm(model, recent)

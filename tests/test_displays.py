@@ -23,10 +23,11 @@ from tests.conftest import SMALL, data_flags, run_here
 from tests.test_dgl_step import CLASSES, batch, build
 from tests.test_resume import interrupt_at
 from utils.baselines import ablation_step, joint_step, unimodal_step
+from utils.board import Board
 from utils.figures import confusion_figure, confusion_figures, curves_figure, save_figure
 from utils.gradient_report import as_table, gradient_report
 from utils.journal import summary
-from utils.measurement import WatchedLosses, gradient_norms, read_later
+from utils.measurement import WatchedLosses, gradient_norms
 
 BRANCHES = ("fused", "audio", "visual")
 
@@ -152,12 +153,6 @@ def test_right_answers_are_counted_from_the_steps_own_logits(modality, step):
     assert expected[0] == 5
 
 
-def test_read_later_gives_what_was_there():
-    values = torch.tensor([1.5, float("nan"), 3.0])
-    read = read_later(values)
-    assert read()[::2] == [1.5, 3.0] and len(read()) == 3
-
-
 MODULES = {"fusion": "fusion_module", "audio": "audio_net", "visual": "visual_net"}
 
 
@@ -255,6 +250,17 @@ def board_of(folder):
     return board
 
 
+def hparams_of(board):
+    """A run's hyperparameters, {name: value}, and the names of its metrics, as the hparams page reads them."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    content = board.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
+    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    values = {name: value.number_value or value.string_value for name, value in start.hparams.items()}
+    return values, {metric.name.tag for metric in experiment.metric_infos}
+
+
 def series_of(board):
     return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
 
@@ -302,12 +308,13 @@ def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(corpus
     assert picture.std() > 5 and image.step == best["epoch"]
     (settings,) = board.Tensors("settings/text_summary")
     assert "| alpha | 2.0 |" in settings.tensor_proto.string_val[0].decode()
-    assert {b"alpha", b"fused"} <= set(re.findall(rb"alpha|fused", hyperparameters(board)))
+    hyperparameters, metrics = hparams_of(board)
+    assert hyperparameters["alpha"] == 2 and hyperparameters["method"] == "dgl"
+    assert metrics == {f"{name}/{branch}" for name in ("best", "last") for branch in BRANCHES} <= series.keys()
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         interrupt_at(patch, "dgl_step", 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
         run_here(main_dgl, *command, "--ckpt_path", parts)
-    (parts / "tensorboard" / "steps").mkdir(exist_ok=True)
     run_here(main_dgl, *command, "--resume", "--ckpt_path", parts)
     resumed = series_of(board_of(parts / "tensorboard"))
     assert resumed.keys() == series.keys()
@@ -315,11 +322,16 @@ def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(corpus
     assert series_of(board_of(parts / "tensorboard" / "steps")) == by_step
 
 
-def hyperparameters(board):
-    """The bytes of the hparams plugin, which hold names and values; of a single run."""
-    content = board.PluginTagToContent("hparams")
-    assert {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"} == content.keys()
-    return b"".join(content.values())
+def test_a_killed_runs_steps_are_replaced(tmp_path):
+    """What was written after the last checkpoint is done again, and may come out otherwise on a GPU."""
+    row = random_row(0, 0.1) | {"gradient_fusion": 1.0}
+    for first, values in ((0, range(5)), (3, (30, 40))):
+        board = Board(tmp_path, {"alpha": 2.0}, [row], first)
+        for number, value in enumerate(values, start=first):
+            board.add_step(number, {"loss": value})
+        board.close()
+    assert series_of(board_of(tmp_path / "steps")) == {"loss_by_step/fused": list(enumerate([0, 1, 2, 30, 40]))}
+    assert series_of(board_of(tmp_path))["gradient/fusion"] == [(0, 1.0)]
 
 
 def test_without_tensorboard_no_gradient_is_measured(trained):
