@@ -14,11 +14,13 @@ from utils.errors import run
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_script(script, *arguments, check=True):
-    """Run a script of the project as a user would, from its folder. Returns the finished process."""
+def run_script(script, *arguments, check=True, folder=ROOT):
+    """Run a script of the project as a user would, from the project's folder. Returns the finished process."""
     command = [sys.executable, script, *map(str, arguments)]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     if check:
         assert done.returncode == 0, done.stderr
     return done

@@ -51,7 +51,7 @@ def resume(path, settings, model, optimizer, scheduler):
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         progress, log = saved["progress"], saved["log"]
-        usable = progress["epoch"] >= 0 and progress["step"] >= 0 and progress["total"].shape == (3,)
+        usable = progress["epoch"] >= 0 and progress["step"] >= 0 and progress["totals"].shape == (3, 3)
         if not usable or not all(row["fused"] >= 0 for row in log):
             raise ValueError("its progress makes no sense")
     except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
