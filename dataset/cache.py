@@ -35,8 +35,8 @@ class Stored(NamedTuple):
     """A clip's arrays in the cache."""
 
     path: str  # without suffix
-    sound_shape: tuple[int, ...]
-    picture_shapes: tuple[tuple[int, int, int], ...]
+    sound_shape: list[int]
+    picture_shapes: list[list[int]]
 
     def sound(self):
         """As Decoder.sound; RuntimeError if the file is gone."""
@@ -64,8 +64,8 @@ class Entry(NamedTuple):
 
     fingerprint: str
     reason: str = ""
-    sound_shape: tuple[int, ...] = ()
-    picture_shapes: tuple[tuple[int, int, int], ...] = ()
+    sound_shape: list[int] = ()
+    picture_shapes: list[list[int]] = ()
 
     def stored(self, folder, clip):
         return Stored(os.path.join(folder, digest(clip.wav)), self.sound_shape, self.picture_shapes)
@@ -106,6 +106,7 @@ def prepare(dataset, args, workers):
     if jobs:
         make_room(args.cache_path, folder, limit - needed)
         index = decode_all(jobs, index, folder, workers)
+        mapped.cache_clear()  # a clip's arrays may have been replaced
     for clip in dataset.clips:
         entry = index[clip.wav]
         if entry.reason:
@@ -236,7 +237,7 @@ def decode(decoder, clip, found, folder, size):
         raise
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise ClipError(f"{os.path.join(clip.folder, name)}: {str(error) or type(error).__name__}") from None
-    entry = Entry(found, "", tuple(sound.shape), tuple(tuple(picture.shape) for picture in pictures))
+    entry = Entry(found, "", list(sound.shape), [list(picture.shape) for picture in pictures])
     stored = entry.stored(folder, clip)
     if sum(stored.sizes()) <= size:
         try:

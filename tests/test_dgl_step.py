@@ -138,6 +138,34 @@ def test_unimodal_step_is_plain_cross_entropy(modality):
     assert losses[2 if modality == "audio" else 1].isnan()
 
 
+@pytest.mark.parametrize("fusion_method", ["concat", "gated"])
+def test_in_bfloat16_the_gradients_go_the_same_ways(fusion_method):
+    torch.manual_seed(0)
+    model = AVClassifier(CLASSES, fusion_method).train()
+    model.amp = True
+    spectrogram, frames, label = (x.float() if x.is_floating_point() else x for x in batch())
+    dgl_step(model, spectrogram, frames, label, ALPHA)
+    a, v = model.encode_audio(spectrogram), model.encode_video(frames)
+    assert a.dtype == torch.float32 and model.pooled(model.audio_net, spectrogram).dtype == torch.float32
+    weights = dict(model.fusion_module.named_parameters())
+    fused, audio_alone, video_alone = FORMULAS[fusion_method]
+    l_m = F.cross_entropy(fused(weights, a, v), label)
+    unimodal = F.cross_entropy(audio_alone(weights, a), label) + F.cross_entropy(video_alone(weights, v), label)
+    encoders = [p for net in (model.audio_net, model.visual_net) for p in net.parameters()]
+    expected = torch.autograd.grad(ALPHA * unimodal, encoders, retain_graph=True)
+    expected += torch.autograd.grad(l_m, list(weights.values()))
+    for parameter, gradient in zip([*encoders, *weights.values()], expected, strict=True):
+        assert parameter.grad.dtype == torch.float32
+        assert (parameter.grad - gradient).norm() <= 0.1 * gradient.norm()
+    full = AVClassifier(CLASSES, fusion_method).train()
+    full.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        difference = (full.encode_audio(spectrogram) - model.encode_audio(spectrogram)).norm() / a.norm()
+        assert 1e-4 < difference < 0.05, "no bfloat16 in it, or too little else"
+        full.load_state_dict(model.state_dict())  # with the running statistics of now
+        assert torch.equal(full.eval().encode_audio(spectrogram), model.eval().encode_audio(spectrogram))
+
+
 PEAK_MEMORY = """
 import re, sys, torch
 import torch.nn.functional as F
@@ -146,6 +174,8 @@ from models.basic_model import AVClassifier
 
 torch.manual_seed(0)
 model = AVClassifier(6).train()
+if sys.argv[1] == "dgl":
+    model.to(memory_format=torch.channels_last)  # as main_dgl.py does
 batch = torch.randn(48, 1, 257, 188), torch.randn(48, 3, 1, 224, 224), torch.randint(6, (48,))
 if sys.argv[1] == "dgl":
     dgl_step(model, *batch, alpha=4)
@@ -160,7 +190,7 @@ print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])  # Ki
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-def test_peak_memory_is_at_most_0_65_of_a_plain_step():
+def test_peak_memory_is_at_most_0_62_of_a_plain_step():
     def peak(step):
         done = subprocess.run(
             [sys.executable, "-c", PEAK_MEMORY, step], cwd=ROOT, capture_output=True, text=True, check=True
@@ -169,4 +199,4 @@ def test_peak_memory_is_at_most_0_65_of_a_plain_step():
 
     dgl, plain = peak("dgl"), peak("plain")
     print(f"peak memory of the process: dgl {dgl / 2**20:.2f} GiB, plain {plain / 2**20:.2f} GiB, {dgl / plain:.2f}")
-    assert dgl <= 0.65 * plain
+    assert dgl <= 0.62 * plain

@@ -1,0 +1,151 @@
+"""The cache of decoded clips: the same tensors, changed clips anew, within its bound, gone without harm."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from dataset import cache
+from dataset.loader import build_loader
+from tests.conftest import ROOT, SMALL, data_flags
+from tests.test_reader import settings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def moved(corpus, tmp_path):
+    """The corpus of 18 and 6 clips, without a cache."""
+    shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
+    return tmp_path / "moved"
+
+
+def tree(folder):
+    """{path: time of change} of the cached arrays."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".f32", ".u8")}
+
+
+def items(root, split="train", **changes):
+    dataset = build_loader(settings(root, **changes), split, CPU).dataset
+    dataset.set_epoch(3)
+    return dataset, [dataset[i] for i in range(len(dataset))]
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2]
+
+
+@pytest.mark.parametrize("changes", [{}, {"dataset": "KineticSound"}], ids=["spectrograms", "samples"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_cached_items_are_the_decoded_ones(corpus, moved, changes, split, monkeypatch):
+    if changes:  # the same clips under the settings of a data set whose sound is cropped anew each epoch
+        from dataset import DATASETS
+
+        entry = DATASETS["KineticSound"]
+        monkeypatch.setitem(DATASETS, "CREMAD", type(entry)(DATASETS["CREMAD"].index, 6, entry.audio, num_frame=1))
+    plain, decoded = items(moved, split, cache_gb=0)
+    assert not plain.stored and not tree(moved)
+    filled, cached = items(moved, split)
+    assert len(filled.stored) == len(filled) == len(tree(moved)) / 2
+    assert_same(decoded, cached)
+    again, _ = items(moved, split)
+    assert again.stored == filled.stored
+
+
+def test_a_changed_clip_or_setting_is_made_anew(moved):
+    dataset, before = items(moved)
+    made = tree(moved)
+    items(moved)
+    assert tree(moved) == made
+    clip = dataset.clips[4]
+
+    other = dataset.clips[5]
+    shutil.copy(moved / "AudioWAV" / f"{other.id}.wav", clip.wav)
+    os.utime(clip.wav, ns=(1, 1))
+    _, after = items(moved)
+    changed = {path for path, time_ in tree(moved).items() if time_ != made[path]}
+    assert len(changed) == 2
+    assert torch.equal(after[4][0], before[5][0]) and not torch.equal(after[4][0], before[4][0])
+    folders = {path.parent for path in tree(moved)}
+    items(moved, "test", image_size=48)
+    items(moved, "test", image_size=40)
+    assert len({path.parent for path in tree(moved)}) == len(folders) + 2
+
+
+def test_the_bound_holds_and_what_does_not_fit_is_decoded(moved):
+    _, decoded = items(moved, cache_gb=0)
+    whole, _ = items(moved)
+    sizes = [sum(stored.sizes()) for stored in whole.stored.values()]
+    shutil.rmtree(moved / ".cache")
+    limit = sum(sizes[:5]) / 1e9
+    for _ in range(2):  # neither does it grow the next time
+        dataset, cached = items(moved, cache_gb=limit)
+        assert list(dataset.stored) == [clip.wav for clip in dataset.clips[:5]]
+        assert sum(path.stat().st_size for path in tree(moved)) <= limit * 1e9
+        assert_same(decoded, cached)
+    items(moved, "test", cache_gb=limit)  # another setting: the older one makes room
+    assert sum(path.stat().st_size for path in tree(moved)) <= limit * 1e9
+    assert list(items(moved)[0].stored) == [clip.wav for clip in dataset.clips], "more room, more clips"
+    assert not items(moved, cache_gb=0)[0].stored and not tree(moved)
+
+
+def test_a_cache_that_goes_while_it_is_used_does_no_harm(moved):
+    dataset, cached = items(moved)
+    cache.mapped.cache_clear()
+    shutil.rmtree(moved / ".cache")
+    assert_same(cached, [dataset[i] for i in range(len(dataset))])
+
+
+def test_a_cut_array_is_made_anew(moved):
+    dataset, cached = items(moved)
+    path = next(iter(tree(moved)))
+    path.write_bytes(path.read_bytes()[:-4])
+    again, after = items(moved)
+    assert len(again.stored) == len(dataset)
+    assert_same(cached, after)
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(moved, capsys):
+    _, decoded = items(moved, cache_gb=0)
+    shutil.rmtree(moved / ".cache")
+    (moved / ".cache").write_text("no folder")
+    dataset, read = items(moved)
+    assert not dataset.stored and "--cache_path" in capsys.readouterr().err
+    assert_same(decoded, read)
+
+
+def test_a_killed_run_leaves_nothing_half_written(moved, tmp_path):
+    command = [sys.executable, "main_dgl.py", "--train", *data_flags(moved), *SMALL, "--ckpt_path", tmp_path / "run"]
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not tree(moved):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    whole, cached = items(moved)
+    assert len(whole.stored) == len(whole)
+    for path in (moved / ".cache").glob("*/index.json"):
+        json.loads(path.read_text())
+    shutil.rmtree(moved / ".cache")
+    assert_same(cached, items(moved)[1])
+
+
+def test_reading_needs_no_more_than_it_uses():
+    """A training run imports neither what only extraction, probes, pictures nor TensorBoard need; --help no PyTorch."""
+    code = "import sys, main_dgl; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    unwanted = {"sklearn", "matplotlib", "tensorboard", "imageio_ffmpeg", "librosa", "scipy", "utils.preprocessing"}
+    assert "torch" in loaded and not loaded & unwanted
+    code = "import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_path(sys.path.pop(), run_name='__main__')\n"
+    code += "except SystemExit: print(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    for script in ("main_dgl.py", "valid.py"):
+        lines = f"import sys; sys.path.insert(0, ''); sys.path.append('{script}')\n{code}"
+        done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "False False"
