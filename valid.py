@@ -9,6 +9,7 @@ Model and data are rebuilt from the settings in the checkpoint; any other flag o
 authors' own code records no dataset, so name it: --dataset CREMAD.
 """
 
+import os
 from functools import partial
 
 from dataset import DATASETS
@@ -71,6 +72,8 @@ def validate(paths, typed):
     Raises:
         InputError: a checkpoint or its data are missing or do not fit.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("torchrun: a checkpoint is evaluated by one process; start it with python")
     loaded = [load_model(path, typed) for path in paths]  # all of them before the first is evaluated
     device = choose_device(typed.get("device", "auto"), typed.get("gpu_ids", ()))
     results = []
