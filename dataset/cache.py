@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -223,26 +224,31 @@ def decode(decoder, clip, found, folder, size):
         ClipError: one of its files cannot be decoded.
     """
     torch.set_num_threads(1)
+    path = os.path.join(folder, digest(clip.wav))
+    for suffix in (".f32", ".u8"):  # what was made of it before it changed
+        with suppress(OSError):
+            os.remove(path + suffix)
+    file = clip.wav
     try:
-        refuse_truncated(clip.wav)
+        refuse_truncated(file)
         sound, pictures = decoder.sound(clip), []
         for k, name in enumerate(decoder.frames(clip)):
+            file = os.path.join(clip.folder, name)
             pictures.append(decoder.picture(clip, k))
-            with Image.open(os.path.join(clip.folder, name)) as image:
+            with Image.open(file) as image:
                 image.load()  # raises for a truncated file; OpenCV fills up with grey
     except InputError as error:
-        path, _, reason = str(error).partition(": ")
-        raise ClipError(f"{path}: {reason.partition(';')[0]}") from None
+        raise ClipError(f"{file}: {str(error).removeprefix(f'{file}: ').partition(';')[0]}") from None
     except ClipError:
         raise
     except Exception as error:  # decoders raise nearly anything on a damaged file
-        raise ClipError(f"{os.path.join(clip.folder, name)}: {str(error) or type(error).__name__}") from None
+        raise ClipError(f"{file}: {str(error) or type(error).__name__}") from None
     entry = Entry(found, "", list(sound.shape), [list(picture.shape) for picture in pictures])
     stored = entry.stored(folder, clip)
     if sum(stored.sizes()) <= size:
         try:
-            write_array(f"{stored.path}.f32", [sound])
-            write_array(f"{stored.path}.u8", pictures)
+            write_array(f"{path}.f32", [sound])
+            write_array(f"{path}.u8", pictures)
         except OSError as error:
             return entry, error
     return entry, None
