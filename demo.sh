@@ -20,7 +20,7 @@ cat <<'EOF'
 
 Done: 240 clips made, frames extracted, split, a DGL model trained and its best epoch validated. Chance is 0.17.
 The sound tells more than the picture, and DGL trains both encoders all the same: compare the columns.
-The model is ckpt/demo/best.pth, its log ckpt/demo/log.jsonl. What to try next:
+The model is ckpt/demo/best.pth; curves.png and confusion.png beside it show how it came about. What to try next:
   - another fusion: the training command of this script with --fusion_method gated --ckpt_path ckpt/demo-gated
   - another weight of the unimodal losses: the same with --alpha 1 --ckpt_path ckpt/demo-alpha1
   - the real CREMA-D: data/CREMAD/README.md, then bash cramed_dgl.sh
