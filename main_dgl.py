@@ -49,7 +49,7 @@ from utils.interruption import Interruption
 from utils.journal import Journal, best_of, named
 from utils.measurement import WatchedLosses, gradient_norms, read_later
 from utils.seeds import derived_seed
-from valid import validate
+from valid import class_names, validate
 
 BATCHNORM_CLIPS = 256  # clips over which BatchNorm's statistics are averaged before an evaluation
 
@@ -261,12 +261,14 @@ def train(args, device):
             best, last = best_of(state["log"]), state["log"][-1]
             if chosen_on != "test":
                 last = last | evaluate(model, loaders["test"], device)[0]
-            model.load_state_dict(checkpoint.load(best_path)["model"])
+            with distributed.first_alone():  # the process that wrote it is through with that
+                model.load_state_dict(checkpoint.load(best_path)["model"])
             accuracies, predictions = evaluate(model, loaders["test"], device)
             rows = (("best", best | accuracies), ("last", last))
             result = {name: {key: row[key] for key in ("epoch", *BRANCHES)} for name, row in rows}
             result |= {"chosen_on": chosen_on, "settings": vars(args)}
-            journal.finish(state["log"], result, predictions, loaders["test"].dataset.classes)
+            classes = class_names(loaders["test"].dataset.classes, DATASETS[args.dataset].n_classes)
+            journal.finish(state["log"], result, predictions, classes)
     print(f"validate with: python valid.py --ckpt_path {best_path}")
 
 
