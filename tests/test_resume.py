@@ -123,15 +123,13 @@ def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(trained, corp
     assert rows[:2] == first
 
 
-@pytest.mark.parametrize(
-    ("kills", "flags"), [(1, []), (2, ["--method", "joint", "--modulation", "OGM_GE"])], ids=["dgl", "joint, OGM-GE"]
-)
-def test_killed_runs_resume_to_the_very_bits(corpus, tmp_path, kills, flags):
-    """The torture script, short."""
-    command = [sys.executable, ROOT / "tests" / "torture.py", corpus, tmp_path, "--kills", str(kills), *flags]
+def test_killed_runs_resume_to_the_very_bits(corpus, tmp_path):
+    """The torture script, short: a kill, with the rule that draws noise."""
+    flags = ["--method", "joint", "--modulation", "OGM_GE"]
+    command = [sys.executable, ROOT / "tests" / "torture.py", corpus, tmp_path, "--kills", "1", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{kills} kills" in done.stdout and "the same run" in done.stdout and " 0 of them" not in done.stdout
+    assert "1 kills" in done.stdout and "the same run" in done.stdout and " 0 of them" not in done.stdout
 
 
 def test_one_run_to_a_folder(trained, corpus, capsys):
