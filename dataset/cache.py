@@ -8,8 +8,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
+import time
+import weakref
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -19,12 +22,17 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+from utils import distributed
 from utils.errors import InputError
 from utils.files import write_text
 from utils.pool import ClipError, each_clip
 
 FORMAT = 1  # raised whenever a Decoder makes other arrays of the same clips
 GB = 10**9
+NAME = re.compile(r"\w+-[0-9a-f]{16}")  # of a folder; others are not the cache's
+INDEX_EVERY = 60  # seconds after which an index of what has been decoded so far is written
+
+folders = weakref.WeakKeyDictionary()  # of the datasets that this process reads, its own
 
 
 @lru_cache(maxsize=2**14)  # a mapping costs more than what is read through it; Linux allows a process 65,530
@@ -77,24 +85,26 @@ def prepare(dataset, args, workers):
 
     Clips that cannot be decoded go from its `clips` to its `damaged`, with the reason. The others' arrays are kept in
     args.cache_path, in the order of the clips, up to args.cache_gb for the folder; what does not fit is decoded each
-    time. What other settings left there makes room, the longest unused first. `workers` processes share the work, with
-    a progress bar. A clip's files are known by name, size and time of change.
+    time. What other settings left there makes room, the longest unused first, but not what another dataset of this
+    process reads. `workers` processes share the work, with a progress bar. A clip's files are known by name, size and
+    time of change; what could not be decoded is tried again.
 
     Raises:
         InputError: no clip is left.
     """
     decoder = dataset.decoder
     folder = os.path.join(args.cache_path, f"{args.dataset}-{digest(FORMAT, *settings_of(decoder, args))}")
-    limit = args.cache_gb * GB
+    in_use = {path for path in folders.values() if os.path.dirname(path) == os.path.dirname(folder)} - {folder}
+    limit = args.cache_gb * GB - sum(map(size_of, in_use))
     room = limit - size_of(folder)
     if room < 0:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         room = limit
     index, jobs, needed = read_index(folder), {}, 0
     for clip in dataset.clips:
         found, entry = fingerprint(clip), index.get(clip.wav)
         known = entry is not None and entry.fingerprint == found
-        if known and (entry.reason or entry.stored(folder, clip).is_there()):
+        if known and (distributed.rank() > 0 if entry.reason else entry.stored(folder, clip).is_there()):
             continue
         size = 0
         if needed < room:
@@ -105,7 +115,7 @@ def prepare(dataset, args, workers):
         if size or not known:
             jobs[clip.wav] = (decoder, clip, found, folder, size)
     if jobs:
-        make_room(args.cache_path, folder, limit - needed)
+        make_room(args.cache_path, {folder, *in_use}, args.cache_gb * GB - needed)
         index = decode_all(jobs, index, folder, workers)
         mapped.cache_clear()  # a clip's arrays may have been replaced
     for clip in dataset.clips:
@@ -115,6 +125,7 @@ def prepare(dataset, args, workers):
         elif (stored := entry.stored(folder, clip)).is_there():
             dataset.stored[clip.wav] = stored
     dataset.clips = [clip for clip in dataset.clips if not index[clip.wav].reason]
+    folders[dataset] = folder
     if not dataset.clips:
         reason = next(iter(dataset.damaged.values()))
         raise InputError(f"{args.dataset}: no clip is left that can be decoded; restore them; the first: {reason}")
@@ -165,22 +176,32 @@ def size_of(folder):
         return 0
 
 
-def make_room(cache, folder, limit):
-    """Remove the other folders of the cache, the longest unused first, until it holds no more than `limit` bytes."""
-    others = [path.parent for path in Path(cache).glob("*/index.json") if path.parent != Path(folder)]
-    others.sort(key=lambda path: (path / "index.json").stat().st_mtime, reverse=True)
+def make_room(cache, kept, limit):
+    """Remove folders of the cache but those `kept`, the longest unused first, until it holds at most `limit` bytes."""
+    names = {os.path.basename(folder) for folder in kept}
+    others = [path for path in Path(cache).glob("*-*") if NAME.fullmatch(path.name) and path.name not in names]
+    others.sort(key=last_use, reverse=True)
     sizes = [size_of(path) for path in others]
-    total = size_of(folder) + sum(sizes)
+    total = sum(sizes) + sum(map(size_of, kept))
     while others and total > limit:
         shutil.rmtree(others.pop(), ignore_errors=True)
         total -= sizes.pop()
 
 
+def last_use(folder):
+    """When `read_index` last read a folder's index; 0 if there is none, and then nothing can read the folder."""
+    try:
+        return os.path.getmtime(folder / "index.json")
+    except OSError:
+        return 0
+
+
 def read_index(folder):
     """The index, {path of the sound: Entry}; empty where it is missing or damaged. Marks the folder as used now."""
     path = os.path.join(folder, "index.json")
-    try:
+    with suppress(OSError):  # of a cache that may be read alone
         os.utime(path)
+    try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             index = {wav: Entry(*entry) for wav, entry in json.load(file).items()}
         for entry in index.values():
@@ -191,8 +212,8 @@ def read_index(folder):
 
 
 def decode_all(jobs, index, folder, workers):
-    """`decode` every job -> the index with what became of them, written also when it is interrupted."""
-    unwritable = None
+    """`decode` every job -> the index with what became of them, written every minute and when it is interrupted."""
+    unwritable, written = None, time.monotonic()
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
@@ -203,15 +224,22 @@ def decode_all(jobs, index, folder, workers):
                 index[wav] = Entry(jobs[wav][2], str(result))
             else:
                 index[wav], unwritable = result[0], result[1] or unwritable
+            if time.monotonic() > written + INDEX_EVERY and not unwritable:
+                unwritable, written = write_index(folder, index), time.monotonic()
     finally:
-        try:
-            os.sync()  # the arrays are on the disk before the index that vouches for them
-            write_text(os.path.join(folder, "index.json"), json.dumps(index))
-        except InputError as error:
-            unwritable = error
+        unwritable = write_index(folder, index) or unwritable
         if unwritable:
             print(f"warning: --cache_path: {unwritable}; clips are decoded each time", file=sys.stderr)
     return index
+
+
+def write_index(folder, index):
+    """Write the index once the arrays that it vouches for are on the disk. Returns what kept it from that, or None."""
+    os.sync()
+    try:
+        write_text(os.path.join(folder, "index.json"), json.dumps(index))
+    except InputError as error:
+        return error
 
 
 def decode(decoder, clip, found, folder, size):

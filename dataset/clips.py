@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import wave
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,18 @@ from utils.device import normalise
 from utils.errors import InputError
 from utils.seeds import derived_seed
 
+cv2.setNumThreads(0)  # its threads wait busily; clips are read by several processes instead
+
+
+def read_pcm16(path):
+    """What soundfile.read gives of a wav of 16-bit integers, the same bits in a quarter of the time; None of others."""
+    with suppress(wave.Error, EOFError), wave.open(os.fspath(path)) as file:
+        if file.getsampwidth() == 2:
+            channels = file.getnchannels()
+            content = file.readframes(min(file.getnframes(), os.path.getsize(path)))  # a header may promise gigabytes
+            samples = np.frombuffer(content, "<i2", len(content) // (2 * channels) * channels) * np.float32(2**-15)
+            return samples if channels == 1 else samples.reshape(-1, channels), file.getframerate()
+
 
 def load_waveform(path, rate):
     """A sound file as mono float32 samples (n,) at `rate` Hz, resampled as librosa.load does (soxr, high quality).
@@ -30,12 +43,7 @@ def load_waveform(path, rate):
         InputError: the file is missing, unreadable or holds no sample.
     """
     try:
-        with soundfile.SoundFile(path) as file:
-            file_rate = file.samplerate
-            if file.subtype == "PCM_16":  # the same bits in half the time
-                samples = file.read(dtype="int16") * np.float32(2**-15)
-            else:
-                samples = file.read(dtype="float32")
+        samples, file_rate = read_pcm16(path) or soundfile.read(path, dtype="float32")
     except (OSError, soundfile.SoundFileError):
         remedy = "restore it (`git lfs pull` if it is a Git LFS pointer) or take its clip off the split list"
         raise InputError(f"{path}: not a readable sound file; {remedy}") from None
@@ -89,9 +97,10 @@ def load_picture(path):
 
 def resize(picture, size):
     """A picture (H, W, 3) as (size, size, 3): bilinear with antialiasing, as PIL does it, to the last of 255 steps."""
-    picture = picture.permute(2, 0, 1).unsqueeze(0).contiguous(memory_format=torch.channels_last)  # twice as fast
+    # channels last to the strides, also of a batch of one: otherwise the pixels are taken apart and put together again
+    picture = picture.unsqueeze(0).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     picture = F.interpolate(picture, (size, size), mode="bilinear", antialias=True)
-    return picture.squeeze(0).permute(1, 2, 0)
+    return picture.permute(0, 2, 3, 1).squeeze(0)
 
 
 @dataclass(frozen=True)
@@ -223,8 +232,8 @@ class ClipDataset(Dataset):
     """
 
     def __init__(self, index, args, split, audio, num_frame, training=None):
-        self.training, self.seed = split == "train" if training is None else training, args.random_seed
-        self.decoder = Decoder(audio, num_frame, args.image_size, self.training)
+        training = split == "train" if training is None else training
+        self.decoder, self.seed = Decoder(audio, num_frame, args.image_size, training), args.random_seed
         # shared memory, so that workers that live through the run see the epoch change
         self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.clips, self.skipped, self.damaged, self.stored = [], [], {}, {}
@@ -276,28 +285,33 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, i):
         if isinstance(i, list):
-            batch = None
-            for row, clip in enumerate(map(self.read, i)):
-                batch = batch or [torch.empty(len(i), *part.shape, dtype=part.dtype) for part in clip]
-                for whole, part in zip(batch, clip, strict=True):
-                    whole[row] = part
-            return tuple(batch)
-        spectrogram, pictures, label = self.read(i)
+            return self.batch([self.clips[k] for k in i])
+        spectrogram, pictures, label = (part[0] for part in self.batch([self.clips[i]]))
         return spectrogram, normalise(pictures).permute(3, 0, 1, 2), label.item()
 
-    def read(self, i):
-        """Clip i as it looks in this epoch: spectrogram (F, T), pictures as bytes (N, H, W, 3), label."""
-        clip = self.clips[i]
-        rng = random.Random(derived_seed(self.seed, self.epoch, clip.id))
+    def batch(self, clips):
+        """Clips as they look in this epoch: spectrograms (B, F, T), pictures as bytes (B, N, H, W, 3), labels (B,)."""
+        draws = [(clip, random.Random(derived_seed(self.seed, self.epoch, clip.id))) for clip in clips]
+        # first all sounds, then all pictures: what a processor does over and over stays in its caches
+        sounds = torch.stack([self.sound(*draw) for draw in draws])
+        pictures = torch.stack([picture for draw in draws for picture in self.pictures(*draw)])
+        return sounds, pictures.unflatten(0, (len(clips), -1)), torch.tensor([clip.label for clip in clips])
+
+    def sound(self, clip, rng):
+        """The clip's spectrogram (F, T) in this epoch."""
         sound, audio = self.fixed("sound", clip), self.decoder.audio
         if self.decoder.crops_sound:
             start = rng.randint(0, len(sound) - audio.rate * audio.seconds)
             sound = log_spectrogram(sound[start : start + audio.rate * audio.seconds].numpy(), audio)
+        return sound
+
+    def pictures(self, clip, rng):
+        """Yield the clip's N pictures in this epoch, bytes (size, size, 3)."""
         numbers = range(self.decoder.num_frame)
         if self.decoder.training:
             numbers = sorted(rng.sample(range(len(clip.frames)), self.decoder.num_frame))
-        pictures = [self.augment(self.fixed("picture", clip, k), rng) for k in numbers]
-        return sound, torch.stack(pictures), torch.tensor(clip.label)
+        for k in numbers:
+            yield self.augment(self.fixed("picture", clip, k), rng)
 
     def fixed(self, kind, clip, *number):
         """`sound` or `picture` of a clip, from the cache where it is there, else decoded."""
@@ -308,7 +322,7 @@ class ClipDataset(Dataset):
 
     def augment(self, picture, rng):
         """A picture (H, W, 3) cropped, resized and flipped at random in training -> (size, size, 3)."""
-        if not self.training:
+        if not self.decoder.training:
             return picture
         size = self.decoder.size
         top, left, height, width = draw_crop(*picture.shape[:2], rng)

@@ -25,7 +25,7 @@ class BatchSampler(Sampler):
     def batches(self):
         """The epoch's batches, before they are divided."""
         order = range(len(self.dataset))
-        if self.dataset.training:
+        if self.dataset.decoder.training:
             generator = torch.Generator().manual_seed(derived_seed(self.dataset.seed, self.dataset.epoch, "order"))
             order = torch.randperm(len(self.dataset), generator=generator).tolist()
         return [list(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size)]

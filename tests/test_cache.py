@@ -1,5 +1,6 @@
 """The cache of decoded clips: the same tensors, changed clips anew, within its bound, gone without harm."""
 
+import gc
 import json
 import os
 import shutil
@@ -7,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from dataset import cache
+from dataset import DATASETS, cache
 from dataset.loader import build_loader
 from tests.conftest import ROOT, SMALL, data_flags
 from tests.test_reader import settings
@@ -42,14 +44,11 @@ def assert_same(first, second):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2]
 
 
-@pytest.mark.parametrize("changes", [{}, {"dataset": "KineticSound"}], ids=["spectrograms", "samples"])
+@pytest.mark.parametrize("settings_of", ["CREMAD", "KineticSound"])  # keep spectrograms, and samples to crop anew
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_cached_items_are_the_decoded_ones(corpus, moved, changes, split, monkeypatch):
-    if changes:  # the same clips under the settings of a data set whose sound is cropped anew each epoch
-        from dataset import DATASETS
-
-        entry = DATASETS["KineticSound"]
-        monkeypatch.setitem(DATASETS, "CREMAD", type(entry)(DATASETS["CREMAD"].index, 6, entry.audio, num_frame=1))
+def test_cached_items_are_the_decoded_ones(corpus, moved, settings_of, split, monkeypatch):
+    entry = replace(DATASETS["CREMAD"], audio=DATASETS[settings_of].audio)
+    monkeypatch.setitem(DATASETS, "CREMAD", entry)
     plain, decoded = items(moved, split, cache_gb=0)
     assert not plain.stored and not tree(moved)
     filled, cached = items(moved, split)
@@ -90,10 +89,39 @@ def test_the_bound_holds_and_what_does_not_fit_is_decoded(moved):
         assert list(dataset.stored) == [clip.wav for clip in dataset.clips[:5]]
         assert sum(path.stat().st_size for path in tree(moved)) <= limit * 1e9
         assert_same(decoded, cached)
+    assert list(items(moved)[0].stored) == [clip.wav for clip in dataset.clips], "more room, more clips"
+    del dataset, whole
+    gc.collect()
     items(moved, "test", cache_gb=limit)  # another setting: the older one makes room
     assert sum(path.stat().st_size for path in tree(moved)) <= limit * 1e9
-    assert list(items(moved)[0].stored) == [clip.wav for clip in dataset.clips], "more room, more clips"
     assert not items(moved, cache_gb=0)[0].stored and not tree(moved)
+
+
+def test_what_the_run_reads_makes_no_room(moved):
+    """Training clips fill the cache: the test clips find no place in it, and take none."""
+    train, _ = items(moved)
+    made = tree(moved)
+    limit = sum(path.stat().st_size for path in made) / 1e9
+    test, _ = items(moved, "test", cache_gb=limit)
+    assert not test.stored and tree(moved) == made
+    del train
+    gc.collect()
+    (other := moved / ".cache" / "mine-too").mkdir()
+    (other / "text").write_text("not the cache's")
+    assert items(moved, "test", cache_gb=limit)[0].stored and not made.items() & tree(moved).items()
+    assert (other / "text").exists()
+
+
+def test_what_was_not_finished_makes_room(moved):
+    """A run that was killed while it decoded leaves arrays that no index names."""
+    dataset, _ = items(moved)
+    made = tree(moved)
+    limit = sum(path.stat().st_size for path in made) / 1e9
+    for index in (moved / ".cache").glob("*/index.json"):
+        index.unlink()
+    del dataset
+    gc.collect()
+    assert items(moved, "test", cache_gb=limit)[0].stored and not made.items() & tree(moved).items()
 
 
 def test_a_changed_clip_that_no_longer_fits_is_decoded(moved):
