@@ -17,6 +17,7 @@ from dataset import DATASETS, fill_defaults
 from models import FUSION_MODULES, MODALITIES
 from utils import options
 from utils.errors import InputError, Interrupted, run
+from utils.memory import return_large_tensors
 
 
 def parse_flags():
@@ -32,6 +33,7 @@ def parse_flags():
 
 if __name__ == "__main__":
     flags = run(parse_flags)  # --help and wrong flags need not wait the seconds that PyTorch takes to import
+    return_large_tensors()
 
 import torch
 import torch.nn.functional as F
@@ -41,15 +43,15 @@ from dataset.loader import build_loader
 from models.basic_model import AVClassifier
 from utils import checkpoint, distributed
 from utils.baselines import ablation_step, joint_step, unimodal_step
-from utils.batchnorm import refresh_batchnorm
+from utils.batchnorm import refresh_batchnorm, refuse_single_values
 from utils.device import choose_device, set_precision, to_device
-from utils.evaluation import BRANCHES, evaluate
+from utils.evaluation import BRANCHES, class_names, evaluate
 from utils.files import exclusive
 from utils.interruption import Interruption
 from utils.journal import Journal, best_of, named
 from utils.measurement import WatchedLosses, gradient_norms, read_later
 from utils.seeds import derived_seed
-from valid import class_names, validate
+from valid import validate
 
 BATCHNORM_CLIPS = 256  # clips over which BatchNorm's statistics are averaged before an evaluation
 
@@ -133,7 +135,7 @@ def train_epoch(model, shared, loader, optimizer, device, args, progress, interr
             if number < done:
                 continue
             torch.manual_seed(derived_seed(args.random_seed, epoch, "noise", number))  # drawn by OGM-GE
-            shared.share = distributed.share(clips)
+            share = shared.model.share = distributed.share(clips)
             optimizer.zero_grad()
             with WatchedLosses() as watched:
                 losses = step(shared.model, spectrogram, frames, label)
@@ -141,7 +143,7 @@ def train_epoch(model, shared, loader, optimizer, device, args, progress, interr
             magnitudes = gradient_norms(model) if args.use_tensorboard else unmeasured
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
             optimizer.step()
-            of_all = [torch.stack(losses) * shared.share, watched.hits(losses) * (shared.share > 0)]
+            of_all = [torch.stack(losses) * share, watched.hits(losses) * (share > 0)]
             of_all = distributed.total(torch.cat(of_all))
             figures = read_later(torch.cat([of_all, magnitudes, norm.unsqueeze(0)]))
             count_step(pending, loader, args, progress, journal)
@@ -201,7 +203,9 @@ def train(args, device):
     loaders = {split: build_loader(args, split, device) for split in dict.fromkeys(("train", chosen_on, "test"))}
     for split, loader in loaders.items():
         print(f"{args.dataset} {split}: {loader.dataset}")
-    refuse_much_damage([loader.dataset for loader in loaders.values()], args.max_skipped)
+    with distributed.first_alone():  # of several processes one tells why
+        refuse_much_damage([loader.dataset for loader in loaders.values()], args.max_skipped)
+        refuse_single_values(args, loaders["train"].dataset)
 
     model = initial_model(args, device)
     shared, first = distributed.Shared(model), distributed.rank() == 0
@@ -234,6 +238,9 @@ def train(args, device):
             if first:
                 stack.enter_context(exclusive(args.ckpt_path, "--ckpt_path"))
             state = find_run()
+        found = os.path.isdir(args.ckpt_path), state["progress"]["epoch"], state["progress"]["step"]
+        if any(other != found for other in distributed.everyones(found)):
+            raise InputError(f"{args.ckpt_path}: not the same on all machines; --ckpt_path must be on a shared disk")
         with Journal(args, loaders, **state) as journal:
             print(f"training on {device}, {len(loaders['train'])} steps an epoch, checkpoints in {args.ckpt_path}")
             try:
@@ -285,7 +292,10 @@ def show_gradients(args):
     from utils import comparison
     from utils.gradient_report import as_table, gradient_report
 
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("torchrun: --gradient_report takes one process; start it with python")
     device = choose_device(args.device, args.gpu_ids)
+    set_precision(args.deterministic)
     batch = to_device(next(iter(build_loader(args, "train", device))), device)
     step = choose_step(args, epoch=args.modulation_starts)
     report = gradient_report(step, initial_model(args, device).train(), *batch)

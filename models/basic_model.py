@@ -18,12 +18,13 @@ class AVClassifier(nn.Module):
 
     Attributes:
         amp: train the encoders in bfloat16 (autocast); features, fusion and evaluation are always float32.
+        share: in several processes, this one's part of the batch in hand, 0 to 1; see utils/distributed.py.
 
     Raises:
         ValueError: unknown fusion_method or modality.
     """
 
-    amp = False
+    amp, share = False, 1.0
 
     def __init__(self, n_classes, fusion_method="concat", modality="full"):
         super().__init__()

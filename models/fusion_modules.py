@@ -11,7 +11,8 @@ from torch import nn
 class Fusion_AUXI(nn.Module):
     """Base of the fusion modules. x is the audio and y the visual feature, both (B, dim); logits are (B, n_classes).
 
-    A new fusion module defines `fuse`, `audio_alone` and `visual_alone`, and takes its place in models/__init__.py.
+    A new fusion module defines `fuse`, where the feature in both places would not do also `audio_alone` and
+    `visual_alone`, and takes its place in models/__init__.py.
     """
 
     def forward(self, x, y):

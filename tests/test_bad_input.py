@@ -155,6 +155,12 @@ def test_media(capsys, root, medium, content):
     assert "no clip is left" in error and f".{medium}" in error
 
 
+def test_a_batch_of_one_small_clip(capsys, root):
+    flags = ["--train", *data_flags(root), *SMALL, "--batch_size", 17, "--ckpt_path", root / "run"]
+    error = refused(capsys, root, main_dgl, *flags)
+    assert "--image_size 32" in error and "--batch_size" in error
+
+
 def checkpoint_of(trained, **changes):
     saved = torch.load(trained[0] / "best.pth", weights_only=True)
     return saved | changes

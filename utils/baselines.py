@@ -45,8 +45,9 @@ def modulate(model, logits_a, logits_v, label, ogm_alpha, noise):
         noise: GE, generalisation enhancement: add Gaussian noise with the standard deviation that each gradient had
             before its modulation, to the gradients of both encoders.
     """
+    counts = model.share > 0  # a process that has no clip of the batch was given one that is another's
     score_a, score_v = (
-        distributed.total(logits.softmax(dim=1).gather(1, label.unsqueeze(1)).sum(dtype=torch.float32))
+        distributed.total(counts * logits.softmax(dim=1).gather(1, label.unsqueeze(1)).sum(dtype=torch.float32))
         for logits in (logits_a, logits_v)
     )
     for encoder, rho in ((model.audio_net, score_a / score_v), (model.visual_net, score_v / score_a)):

@@ -4,6 +4,18 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils import distributed
+from utils.errors import InputError
+
+
+def refuse_single_values(args, dataset):
+    """Raise InputError if BatchNorm would find one value per channel: a clip alone, of pictures up to 32 pixels."""
+    last = (len(dataset) - 1) % args.batch_size + 1
+    pictures = max(last // distributed.size(), 1) * dataset.decoder.num_frame
+    if args.modality != "audio" and args.image_size <= 32 and pictures == 1:
+        raise InputError(
+            f"--image_size {args.image_size}: a batch of one clip, the last one of {len(dataset)}, leaves BatchNorm a "
+            f"single value; take 33 pixels or more, or another --batch_size"
+        )
 
 
 @torch.no_grad()
@@ -15,14 +27,12 @@ def refresh_batchnorm(model, batches):
 
     Args:
         model: AVClassifier; left in training mode, with its momenta as they were. Weights and gradients stay.
-        batches: pairs of spectrogram (B, 1, F, T) and frames (B, 3, N, H, W) of equal B; with none nothing changes.
-            Several processes average what they find.
+        batches: pairs of spectrogram (B, 1, F, T) and frames (B, 3, N, H, W) of equal B; with none the running
+            statistics stay. Several processes average theirs.
     """
-    if not batches:
-        return
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
-    for layer in layers:
+    for layer in layers if batches else ():
         layer.reset_running_stats()
         layer.momentum = None  # PyTorch's way to say: a plain average of all batches
     model.train()

@@ -21,6 +21,10 @@ def choose_device(device="auto", gpu_ids=()):
         InputError: a device this machine does not have, or several GPUs for one process.
     """
     processes, number = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if device.startswith("cuda:") and processes > 1:
+        raise InputError(
+            f"--device {device}: one GPU for {processes} processes; leave it out, or name them with --gpu_ids"
+        )
     if device != "auto":
         try:
             torch.empty(1, device=device)
@@ -28,7 +32,8 @@ def choose_device(device="auto", gpu_ids=()):
             raise InputError(
                 f"--device {device}: not on this machine; leave the flag out to choose by itself"
             ) from None
-        return torch.device(device)
+        if device != "cuda":
+            return torch.device(device)
     if len(gpu_ids) > 1 and processes == 1:
         numbers = ",".join(map(str, gpu_ids))
         raise InputError(

@@ -53,12 +53,22 @@ def share(count):
 
 @contextmanager
 def first_alone():
-    """A block that the first process is through with before the others enter it."""
-    if rank() > 0:
-        dist.barrier()
-    yield
-    if rank() == 0 and size() > 1:
-        dist.barrier()
+    """A block that the first process of each machine is through with before the others enter it.
+
+    If it raises there, that process tells why and the others end without a word: with exit status 0, since at a failure
+    torchrun would stop the one that is about to speak.
+    """
+    alone, failed = os.environ.get("LOCAL_RANK", "0") == "0", False
+    if not alone and anywhere(False):
+        sys.exit()
+    try:
+        yield
+    except BaseException:
+        failed = True
+        raise
+    finally:
+        if alone and anywhere(failed) and not failed:
+            sys.exit()
 
 
 def total(tensor):
@@ -86,11 +96,11 @@ class Shared:
 
     Attributes:
         model: to be given to the training step in the original's place; the original is what is evaluated and saved.
-        share: this process's part of the batch in hand, 0 to 1, the weight of its gradients.
+            Its `share` is this process's part of the batch in hand, 0 to 1, the weight of its gradients.
     """
 
     def __init__(self, model):
-        self.model, self.share = model, 1.0
+        self.model = model
         if size() == 1:
             return
         self.model = copy.copy(model)
@@ -105,10 +115,10 @@ class Shared:
         """Average fusion's gradients, after the last backward pass."""
         if size() > 1:
             for parameter in self.model.fusion_module.parameters():
-                total(parameter.grad.mul_(self.share))
+                total(parameter.grad.mul_(self.model.share))
 
 
 def weighted_sum(shared, bucket):
     """DistributedDataParallel's hook: the sum of the gradients, each weighed by its process's share of the batch."""
-    reduced = dist.all_reduce(bucket.buffer().mul_(shared.share), async_op=True)
+    reduced = dist.all_reduce(bucket.buffer().mul_(shared.model.share), async_op=True)
     return reduced.get_future().then(lambda future: future.value()[0])

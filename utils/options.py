@@ -236,7 +236,11 @@ def training_parser(datasets, fusion_methods, modalities):
         action="store_true",
         help="write losses, accuracies and gradient magnitudes for TensorBoard; the log has the magnitudes too",
     )
-    group.add_argument("--tensorboard_path", metavar="DIR", help="where to (default: CKPT_PATH/tensorboard)")
+    group.add_argument(
+        "--tensorboard_path",
+        metavar="DIR",
+        help="where to, into a folder named as CKPT_PATH's last part (default: CKPT_PATH/tensorboard)",
+    )
     group.add_argument("--tensorboard_steps", action="store_true", help="write them for every step, too")
     group.add_argument(
         "--gradient_report",
