@@ -42,8 +42,8 @@ from torch.utils.data import DataLoader
 from dataset.loader import build_loader
 from models.basic_model import AVClassifier
 from utils import checkpoint
-from utils.device import choose_device
-from utils.evaluation import BRANCHES, accuracy, evaluate, macro_f1, mean_average_precision
+from utils.device import choose_device, set_precision
+from utils.evaluation import BRANCHES, accuracy, class_names, evaluate, macro_f1, mean_average_precision
 from utils.files import write_csv, write_json
 from utils.linear_probe import linear_probe
 
@@ -75,9 +75,10 @@ def validate(paths, typed):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("torchrun: a checkpoint is evaluated by one process; start it with python")
     loaded = [load_model(path, typed) for path in paths]  # all of them before the first is evaluated
-    device = choose_device(typed.get("device", "auto"), typed.get("gpu_ids", ()))
+    device = device_of(typed)
     results = []
     for path, (model, args) in zip(paths, loaded, strict=True):
+        set_precision(args.deterministic)
         loader = build_loader(args, "test", device)
         dataset = loader.dataset
         if args.classes and args.classes != list(dataset.classes):
@@ -111,10 +112,11 @@ def classify(video, path, typed):
     Raises:
         InputError: the checkpoint or the video are of no use, or the model hears alone and the video is silent.
     """
-    from dataset.video import read_video  # OpenCV and FFmpeg, which no other run needs
+    from dataset.video import read_video  # and FFmpeg, which no other run needs
 
     model, args = load_model(path, typed)
-    device = choose_device(typed.get("device", "auto"), typed.get("gpu_ids", ()))
+    device = device_of(typed)
+    set_precision(args.deterministic)
     item, has_sound = read_video(video, args)
     branches = BRANCHES if args.modality == "full" else (args.modality,)
     if not has_sound:
@@ -132,9 +134,12 @@ def classify(video, path, typed):
             print(f"  {names[label]:{width}}  {probability:.4f}  {'█' * round(BAR * probability)}".rstrip())
 
 
-def class_names(names, n_classes):
-    """The names of a model's classes, numbers for those that have none."""
-    return [*names, *map(str, range(len(names), n_classes))][:n_classes]
+def device_of(typed):
+    """The device that the flags name, or the machine's best; InputError if they name several."""
+    gpu_ids = typed.get("gpu_ids", ())
+    if len(gpu_ids) > 1:
+        raise InputError(f"--gpu_ids {','.join(map(str, gpu_ids))}: a checkpoint is evaluated on one GPU; name one")
+    return choose_device(typed.get("device", "auto"), gpu_ids)
 
 
 def load_model(path, typed):
@@ -170,6 +175,7 @@ def rebuild_settings(path, saved, typed):
     for name, default in (("fusion_method", "concat"), ("modality", "full"), ("random_seed", 0)):
         setattr(args, name, recorded.get(name, default))
     vars(args).update(overridden, epoch=saved["epoch"], classes=saved["classes"])
+    args.deterministic = recorded.get("deterministic") is True
     return args
 
 

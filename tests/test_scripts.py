@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -14,8 +17,8 @@ import main_dgl
 import valid
 from dataset import build_dataset
 from models.basic_model import AVClassifier
-from tests.conftest import SMALL, data_flags, run_here, run_script, run_shell
-from utils import checkpoint, options
+from tests.conftest import ROOT, SMALL, data_flags, run_here, run_script, run_shell
+from utils import benchmark, checkpoint, options
 from utils.evaluation import evaluate
 
 
@@ -221,3 +224,23 @@ def test_a_wrong_flag_as_a_user_types_it():
     for script in ("main_dgl.py", "valid.py"):
         done = run_script(script, "--alhpa", "4", check=False)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and f"{script} --help" in done.stderr
+
+
+def test_output_that_nobody_reads(trained, corpus):
+    folder, _ = trained
+    command = [sys.executable, "valid.py", "--ckpt_path", folder / "best.pth", *data_flags(corpus)]
+    reader = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert b"best.pth" in reader.stdout.readline()
+    reader.stdout.close()  # as `| head -1` does
+    assert reader.stderr.read() == b""
+    assert reader.wait() == 128 + signal.SIGPIPE
+
+
+def test_the_benchmark_measures_everything_unless_told(monkeypatch):
+    measured = []
+    for part in benchmark.PARTS:
+        monkeypatch.setattr(benchmark, f"measure_{part}", lambda *arguments, part=part: measured.append(part))
+    run_here(benchmark)
+    assert tuple(measured) == benchmark.PARTS
+    run_here(benchmark, "startup", "reader")
+    assert measured[len(benchmark.PARTS) :] == ["startup", "reader"]

@@ -4,12 +4,13 @@ import os
 
 from utils.errors import InputError
 from utils.evaluation import BRANCHES
+from utils.journal import LOSSES
 from utils.measurement import MODULES
 from utils.options import FREE_SETTINGS
 
 # What a row of the log holds -> the name of its series. TensorBoard puts those with the same first part together.
 SERIES = {"learning_rate": "learning_rate", "seconds": "seconds"}
-SERIES |= dict(zip(("loss", "loss_a", "loss_v"), (f"loss/{branch}" for branch in BRANCHES), strict=True))
+SERIES |= dict(zip(LOSSES, (f"loss/{branch}" for branch in BRANCHES), strict=True))
 SERIES |= {branch: f"accuracy/{branch}" for branch in BRANCHES}
 SERIES |= {f"train_{branch}": f"training_accuracy/{branch}" for branch in BRANCHES}
 SERIES |= {f"gradient_{module}": f"gradient/{module}" for module in MODULES}

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import select
+import signal
 import sys
 import traceback
 
@@ -28,12 +30,25 @@ class OneLineParser(argparse.ArgumentParser):
         raise InputError(f"{message}; {self.prog} --help lists every flag")
 
 
+def nobody_reads():
+    """Whether what reads our output has gone, as `| head` does; the rest of it goes nowhere then."""
+    outputs = select.poll()
+    for descriptor in (1, 2):
+        outputs.register(descriptor, 0)
+    gone = outputs.poll(0)
+    for descriptor, _ in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return bool(gone)
+
+
 def run(main):
     """Return main(); turn an InputError, also one raised in a data loader's worker, into one line and exit status 2."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be of another encoding
     try:
-        return main()
+        result = main()
+        print(end="", flush=True)
+        return result
     except InputError as error:
         # a worker's error arrives as the text of its traceback, whose last line is the message
         message = str(error).strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
@@ -43,9 +58,11 @@ def run(main):
         if os.environ.get("RANK", "0") == "0":
             print(interruption, file=sys.stderr)
         sys.exit(128 + interruption.number)
-    except Exception:  # a fault of ours: an exit by hand, since reader processes would be waited for in vain otherwise
+    except Exception as fault:
+        if isinstance(fault, BrokenPipeError) and nobody_reads():
+            sys.exit(128 + signal.SIGPIPE)
         traceback.print_exc()
-        sys.exit(1)
+        sys.exit(1)  # a fault of ours: by hand, since reader processes would be waited for in vain otherwise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

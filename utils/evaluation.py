@@ -52,6 +52,11 @@ def gather(predictions, sampler):
     return whole
 
 
+def class_names(names, n_classes):
+    """The names of a model's classes, numbers for those that have none."""
+    return [*names, *map(str, range(len(names), n_classes))][:n_classes]
+
+
 def accuracy(predictions, branch, of_class=None):
     """Share of clips, or of those labelled `of_class`, whose top class is right: 0 to 1, None where there are none."""
     if branch not in predictions:

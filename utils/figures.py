@@ -12,20 +12,6 @@ NAMED = 50  # up to so many classes every one is named on the axes, of more an e
 NAME_LENGTH = 24
 
 
-def confusion_figure(label, predicted, classes, title):
-    """A confusion matrix: a row per true class, coloured by the share of its clips, in numbers where classes are few.
-
-    Args:
-        label, predicted: true and predicted class numbers, (M,) each; tensors on the CPU, or arrays.
-        classes: the names of all C classes.
-        title: of the picture.
-
-    Returns:
-        matplotlib Figure.
-    """
-    return draw_panels({title: (label, predicted)}, classes)
-
-
 def confusion_figures(predictions, classes):
     """The confusion matrices of the branches that a model has, side by side, with the accuracy of each.
 

@@ -44,7 +44,9 @@ class Journal:
         if args.use_tensorboard:
             from utils.board import Board
 
-            folder = args.tensorboard_path or self.path("tensorboard")
+            folder = self.path("tensorboard")
+            if args.tensorboard_path:
+                folder = os.path.join(args.tensorboard_path, os.path.basename(os.path.abspath(args.ckpt_path)))
             done = progress["epoch"] * len(self.loader) + progress["step"]
             self.board = Board(folder, vars(args), log, done if args.tensorboard_steps else None)
 
