@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a validated model on clips made here: six drawn faces and synthetic voices in CREMA-D's raw form.
-# Needs Python 3.10 or newer. About 5 minutes on 2 CPU cores once .venv is installed.
+# Needs Python 3.10 or newer. About 3 minutes on 2 CPU cores once .venv is installed.
 # Writes train_test_data/demo, train_test_data/.cache and ckpt/demo. Interrupted, it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")"
