@@ -6,4 +6,5 @@ source utils/environment.sh
 make_environment
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-"$PYTHON" -m pytest "$@"
+# a process per core, with a test file at a time and one thread
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist loadscope "$@"

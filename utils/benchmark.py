@@ -129,7 +129,7 @@ def measure_reader(root, rounds):
     torch.set_num_threads(threads)
 
 
-def one_step(way, batch_size, steps):
+def one_step(way, batch_size, rounds):
     """Train on random clips in this process; print the median time of a step in s and the peak memory in GiB."""
     if way == "ours":
         return_large_tensors()
@@ -172,7 +172,7 @@ def one_step(way, batch_size, steps):
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    seconds = take_turns({way: step}, steps)[way]
+    seconds = take_turns({way: step}, rounds)[way]
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:  # of the process; ru_maxrss would count the parent's
@@ -185,7 +185,8 @@ def measure_step(root, rounds, batch_size):
     figures = {"retain_graph, .item()": [], "ours": []}
     for _ in range(rounds):
         for name, way in zip(figures, ("plain", "ours"), strict=True):
-            command = [sys.executable, "-m", "utils.benchmark", "step", "--way", way, "--batch_size", str(batch_size)]
+            command = [sys.executable, "-m", "utils.benchmark", "--way", way]
+            command += ["--batch_size", str(batch_size), "--rounds", "2"]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             figures[name].append([float(word) for word in done.stdout.split()])
     medians = {
@@ -289,7 +290,7 @@ def main():
     parser.add_argument("--way", choices=("plain", "ours"), help="run one way of the step in this process")
     args = parser.parse_args()
     if args.way:
-        one_step(args.way, args.batch_size, steps=2)
+        one_step(args.way, args.batch_size, args.rounds)
         return
     print(f"{'':14} {'way':34} {'median':>10} {'':18} {'ratio':>6}")
     with tempfile.TemporaryDirectory() as folder:
