@@ -49,9 +49,9 @@ def build_loader(args, split, device, training=None):
     Clips that cannot be decoded are left out, the others' arrays cached (dataset/cache.py). The number of workers
     changes the speed and nothing else. Pinned memory on CUDA.
     """
-    dataset = build_dataset(args, split, training)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with distributed.first_alone():
+        dataset = build_dataset(args, split, training)
         prepare(dataset, args, max(args.num_workers or cores, 1))
     workers = args.num_workers
     if workers is None:  # on the CPU the model needs the cores itself

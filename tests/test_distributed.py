@@ -63,10 +63,17 @@ def test_several_gpus_in_one_process_are_refused_with_the_command(capsys, tmp_pa
     assert "torchrun --nproc_per_node=2 main_dgl.py --gpu_ids 0,1" in error
 
 
-@pytest.mark.parametrize(("batch_size", "message"), [(6, "a run is there"), (8, "a batch of one clip")])
-def test_what_the_first_process_refuses_is_said_once(runs, batch_size, message):
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (["--batch_size", 6], "a run is there"),
+        (["--batch_size", 8], "a batch of one clip"),
+        (["--split_path", "nowhere"], "no such list"),
+    ],
+)
+def test_what_the_first_process_refuses_is_said_once(runs, flag, message):
     """Both processes find it; one says so, and neither waits for the other."""
-    flags = [*data_flags(runs / "corpus"), *SMALL, "--batch_size", batch_size]
+    flags = [*data_flags(runs / "corpus"), *SMALL, *flag]
     done = torchrun("main_dgl.py", "--train", "--device", "cpu", *flags, "--ckpt_path", runs / "two" / "concat-dgl")
     assert done.returncode == 1 and 'main_dgl.py", line' not in done.stderr  # torchrun adds a traceback of its own
     assert [message in line for line in done.stderr.splitlines() if line.startswith("error: ")] == [True]
