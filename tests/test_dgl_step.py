@@ -1,6 +1,5 @@
 """The gradient contract: encoders get alpha * d(L_a + L_v), fusion gets d(L_m), for every fusion module."""
 
-import subprocess
 import sys
 
 import pytest
@@ -11,8 +10,8 @@ from main_dgl import dgl_step
 from models import FUSION_MODULES
 from models.basic_model import AVClassifier
 from models.fusion_modules import Fusion_AUXI
-from tests.conftest import ROOT
 from utils.baselines import unimodal_step
+from utils.benchmark import step_apart
 
 ALPHA, CLASSES = 3.0, 5
 
@@ -168,10 +167,6 @@ def test_in_bfloat16_the_gradients_go_the_same_ways(fusion_method):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_peak_memory_is_at_most_0_62_of_a_plain_step():
-    def peak(way):
-        command = [sys.executable, "-m", "utils.benchmark", "--way", way, "--batch_size", "48", "--rounds", "1"]
-        return float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()[1])
-
-    ours, plain = peak("ours"), peak("plain")
+    ours, plain = (step_apart(way, 48, rounds=1)[1] for way in ("ours", "plain"))
     print(f"peak memory of the process: ours {ours:.2f} GiB, plain {plain:.2f} GiB, {ours / plain:.2f}")
     assert ours <= 0.62 * plain

@@ -180,15 +180,21 @@ def one_step(way, batch_size, rounds):
     print(seconds, peak)
 
 
+def step_apart(way, batch_size, rounds):
+    """`one_step` in a process of its own -> [seconds, GiB]."""
+    command = [sys.executable, "-m", "utils.benchmark", "--way", way]
+    command += ["--batch_size", str(batch_size), "--rounds", str(rounds)]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    return [float(word) for word in done.stdout.split()]
+
+
 def measure_step(root, rounds, batch_size):
     """A step of DGL at 224 x 224: time, and peak memory of a process (on a GPU, of its tensors)."""
     figures = {"retain_graph, .item()": [], "ours": []}
     for _ in range(rounds):
         for name, way in zip(figures, ("plain", "ours"), strict=True):
-            command = [sys.executable, "-m", "utils.benchmark", "--way", way]
-            command += ["--batch_size", str(batch_size), "--rounds", "2"]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            figures[name].append([float(word) for word in done.stdout.split()])
+            figures[name].append(step_apart(way, batch_size, rounds=2))
     medians = {
         name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()
     }
