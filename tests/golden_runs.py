@@ -1,0 +1,83 @@
+"""Four optimiser steps of every training rule in float64, told in figures: what no change of layout may change.
+
+    python tests/golden_runs.py            # writes tests/golden/*.json anew; on purpose only, README says then why
+
+Each file holds the losses of every step and two figures of every tensor of the model at the end: its L2 norm, and its
+product with a fixed wave, which tells apart what a norm does not.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from main_dgl import build_optimizer, choose_step
+from models import FUSION_MODULES, MODALITIES
+from models.basic_model import AVClassifier
+from utils import options
+from utils.seeds import derived_seed
+
+FOLDER = Path(__file__).with_name("golden")
+CLASSES, STEPS = 5, 4
+
+RUNS = {f"dgl-{fusion}": ["--fusion_method", fusion] for fusion in FUSION_MODULES}
+RUNS |= {
+    "joint": ["--method", "joint"],
+    "ogm": ["--method", "joint", "--modulation", "OGM", "--ogm_alpha", "0.8"],
+    "ogm_ge": ["--method", "joint", "--modulation", "OGM_GE", "--ogm_alpha", "0.8"],
+    "no_mgt": ["--no_mgt"],
+    "no_ugt": ["--no_ugt"],
+    "no_mgt+no_ugt": ["--no_mgt", "--no_ugt"],
+    "audio": ["--modality", "audio"],
+    "visual": ["--modality", "visual"],
+}
+
+
+def clips(step):
+    """A batch of random clips: spectrogram (4, 1, 36, 36), frames (4, 3, 2, 36, 36), label (4,)."""
+    generator = torch.Generator().manual_seed(step)
+    return (
+        torch.randn(4, 1, 36, 36, generator=generator, dtype=torch.float64),
+        torch.randn(4, 3, 2, 36, 36, generator=generator, dtype=torch.float64),
+        torch.randint(CLASSES, (4,), generator=generator),
+    )
+
+
+def figures(tensor):
+    """[L2 norm, product with a wave] of a tensor."""
+    flat = tensor.detach().flatten().double()
+    wave = torch.arange(len(flat), dtype=torch.float64).cos()
+    return [flat.norm().item(), (flat @ wave).item()]
+
+
+def golden_run(flags):
+    """Train with these flags of main_dgl.py -> {"losses": (STEPS, 3), "tensors": {name: figures}}; None for NaN."""
+    parser = options.training_parser(("CREMAD",), tuple(FUSION_MODULES), MODALITIES)
+    args = parser.parse_args([*flags, "--learning_rate", "0.01", "--alpha", "3"])
+    torch.manual_seed(args.random_seed)
+    model = AVClassifier(CLASSES, args.fusion_method, args.modality).double().train()
+    optimizer, _ = build_optimizer(model, args)
+    losses = []
+    for number in range(STEPS):
+        torch.manual_seed(derived_seed(args.random_seed, 0, "noise", number))
+        optimizer.zero_grad()
+        losses.append([None if loss.isnan() else loss.item() for loss in choose_step(args, 0)(model, *clips(number))])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
+        optimizer.step()
+    tensors = {name: figures(value) for name, value in model.state_dict().items() if value.is_floating_point()}
+    return {"losses": losses, "tensors": tensors}
+
+
+def main():
+    for name in sys.argv[1:] or RUNS:
+        rows = golden_run(RUNS[name])
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in rows["tensors"].items())
+        text = f'{{"losses": {json.dumps(rows["losses"])},\n "tensors": {{\n{lines}\n}}}}\n'
+        (FOLDER / f"{name}.json").write_text(text)
+        print(name, rows["losses"][-1])
+
+
+if __name__ == "__main__":
+    main()

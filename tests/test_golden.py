@@ -1,0 +1,23 @@
+"""Golden runs: a change of layout changes no number."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.golden_runs import FOLDER, RUNS, golden_run
+
+
+def test_every_golden_file_has_a_run():
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_golden_run(name):
+    expected, actual = json.loads((FOLDER / f"{name}.json").read_text()), golden_run(RUNS[name])
+    np.testing.assert_allclose(
+        np.array(actual["losses"], float), np.array(expected["losses"], float), rtol=1e-9, equal_nan=True
+    )
+    assert actual["tensors"].keys() == expected["tensors"].keys()
+    for tensor, (norm, product) in expected["tensors"].items():
+        assert actual["tensors"][tensor] == pytest.approx([norm, product], rel=1e-9, abs=1e-9 * norm), tensor
