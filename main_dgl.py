@@ -4,20 +4,21 @@
     python main_dgl.py --dataset CREMAD --ckpt_path ckpt/cremad        # evaluate its best.pth
 
 The method is `dgl_step` below and the base class in models/fusion_modules.py: `grep -rn "DGL (" --include=*.py .`
+The other training rules, by --method, are the files of methods/.
 """
 
-import math
 import os
+import sys
 import time
-from collections import deque
-from contextlib import ExitStack
+from argparse import Namespace
 from functools import partial
 
 from dataset import DATASETS, fill_defaults
-from models import FUSION_MODULES, MODALITIES
+from methods import build, check_flags, resolve
 from utils import options
-from utils.errors import InputError, Interrupted, run
-from utils.memory import return_large_tensors
+from utils.errors import InputError, run
+from utils.results import settings
+from utils.training.memory import return_large_tensors
 
 
 def parse_flags():
@@ -26,12 +27,15 @@ def parse_flags():
     Raises:
         InputError: a flag is wrong, or contradicts another.
     """
-    args, typed = options.parse(options.training_parser(tuple(DATASETS), tuple(FUSION_MODULES), MODALITIES))
-    options.check_method(args, typed)
+    args, typed = options.parse(settings.training_parser())
+    args = Namespace(**resolve(vars(args)))
+    check_flags(args, typed)
+    options.check_tensorboard(args, typed)
     return args, typed
 
 
 if __name__ == "__main__":
+    sys.modules["main_dgl"] = sys.modules["__main__"]  # where methods/ finds DGL, without a second copy of this file
     flags = run(parse_flags)  # --help and wrong flags need not wait the seconds that PyTorch takes to import
     return_large_tensors()
 
@@ -40,24 +44,18 @@ import torch.nn.functional as F
 
 from dataset.cache import refuse_much_damage
 from dataset.loader import build_loader
-from models.basic_model import AVClassifier
-from utils import checkpoint, distributed
-from utils.baselines import ablation_step, joint_step, unimodal_step
-from utils.batchnorm import refresh_batchnorm, refuse_single_values
-from utils.device import choose_device, set_precision, to_device
-from utils.evaluation import BRANCHES, class_names, evaluate
-from utils.files import exclusive
-from utils.interruption import Interruption
-from utils.journal import Journal, best_of, named
-from utils.measurement import WatchedLosses, gradient_norms, read_later
-from utils.seeds import derived_seed
-from valid import validate
-
-BATCHNORM_CLIPS = 256  # clips over which BatchNorm's statistics are averaged before an evaluation
+from methods.base import Method
+from utils.results.evaluation import BRANCHES, class_names, evaluate
+from utils.results.journal import Journal
+from utils.training import checkpoint, distributed
+from utils.training.batchnorm import refresh_batchnorm, refuse_single_values
+from utils.training.device import choose_device, set_precision, to_device
+from utils.training.measurement import WatchedLosses
+from utils.training.run import Run, best_of
 
 
 def dgl_step(model, spectrogram, frames, label, alpha):
-    """Forward and backward of one DGL step (paper section 3; DESIGN section 1).
+    """Forward and backward of one DGL step (paper section 3).
 
     Leaves in `.grad`: encoders alpha * d(L_a + L_v), fusion module d(L_m). The caller zeroes, clips and steps.
     The three problems share no graph, so each encoder's activations are freed before the next one runs.
@@ -90,106 +88,39 @@ def dgl_step(model, spectrogram, frames, label, alpha):
     return loss.detach(), *losses
 
 
-def choose_step(args, epoch):
-    """The training rule that the flags select for an epoch: a function of (model, spectrogram, frames, label)."""
-    if args.modality != "full":
-        return unimodal_step
-    if args.method == "joint":
-        modulated = args.modulation_starts <= epoch <= args.modulation_ends
-        return partial(joint_step, modulation=args.modulation if modulated else "Normal", ogm_alpha=args.ogm_alpha)
-    if args.no_mgt or args.no_ugt:
-        return partial(ablation_step, alpha=args.alpha, mgt=not args.no_mgt, ugt=not args.no_ugt)
-    return partial(dgl_step, alpha=args.alpha)
+class DGL(Method):
+    """Disentangled Gradient Learning, by `dgl_step`; its flag is --alpha (paper section 3)."""
+
+    def step(self, model, spectrogram, frames, label):
+        return dgl_step(model, spectrogram, frames, label, self.args.alpha)
 
 
-def train_epoch(model, shared, loader, optimizer, device, args, progress, interruption, journal):
-    """Train from step `progress["step"]` to the end of the epoch; leave fresh BatchNorm statistics.
+def train_epoch(run):
+    """Train from the step that `run.progress` names to the end of the epoch; leave fresh BatchNorm statistics.
 
-    `progress` is kept up to date, {"epoch", "step": steps done, "totals": (3, 3)}, so that it can be saved with the
-    model when `interruption` raises Interrupted, between two steps. The totals are sums over the steps of losses
-    (times clips), right answers and gradient magnitudes; `journal` shows them.
+    A signal raises Interrupted between two steps, with `run.progress` such that the run can be saved.
 
     Returns:
-        {"loss": .., "loss_a": .., "loss_v": .., "train_fused": .., ...}, mean losses and accuracies per clip and, with
-        args.use_tensorboard, mean gradient magnitudes per step; None for what the model lacks.
-
-    Raises:
-        InputError: a loss is not finite.
-    """
-    model.train()
-    epoch, done = progress["epoch"], progress["step"]
-    step = choose_step(args, epoch)
-    recent = deque(maxlen=-(-BATCHNORM_CLIPS // args.batch_size))
-    first = max(0, done - recent.maxlen - 1)  # batches before step `done` are read again for BatchNorm alone
-    loader.dataset.set_epoch(epoch)
-    loader.sampler.start = first
-    batches = journal.watch(interruption.watch(loader), epoch, first, optimizer.param_groups[0]["lr"])
-    unmeasured = torch.full((3,), float("nan"), device=device)
-    pending = None  # the previous step, not counted yet: a GPU has its next work before it is asked for its figures
-    try:
-        for number, batch in enumerate(batches, start=first):
-            spectrogram, frames, label = to_device(batch, device)
-            clips = min(args.batch_size, len(loader.dataset) - number * args.batch_size)  # in all processes
-            if clips == args.batch_size:
-                recent.append((spectrogram, frames))
-            if number < done:
-                continue
-            torch.manual_seed(derived_seed(args.random_seed, epoch, "noise", number))  # drawn by OGM-GE
-            share = shared.model.share = distributed.share(clips)
-            optimizer.zero_grad()
-            with WatchedLosses() as watched:
-                losses = step(shared.model, spectrogram, frames, label)
-            shared.reduce_fusion()
-            magnitudes = gradient_norms(model) if args.use_tensorboard else unmeasured
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
-            optimizer.step()
-            of_all = [torch.stack(losses) * share, watched.hits(losses) * (share > 0)]
-            of_all = distributed.total(torch.cat(of_all))
-            figures = read_later(torch.cat([of_all, magnitudes, norm.unsqueeze(0)]))
-            count_step(pending, loader, args, progress, journal)
-            pending = figures, clips
-    finally:  # also when it is interrupted and about to be saved
-        count_step(pending, loader, args, progress, journal)
-    refresh_batchnorm(model, recent)
-    clips, steps = len(loader.dataset), len(loader)
-    means = named(progress["totals"] / torch.tensor([[clips], [clips], [steps]]))
-    return {name: mean for name, mean in means.items() if args.use_tensorboard or not name.startswith("gradient")}
-
-
-def count_step(pending, loader, args, progress, journal):
-    """Count the step that is pending, (its figures by `read_later`, clips) or None, in `progress`, and show it.
+        the epoch's figures in training, as Run.means.
 
     Raises:
         InputError: a loss or a gradient is not finite.
     """
-    if pending is None:
-        return
-    read, clips = pending
-    *measured, norm = read()
-    measured = torch.tensor(measured, dtype=torch.float64).view(3, 3)
-    losses = measured[0] if args.modality == "full" else measured[0, :1]
-    if not math.isfinite(norm) or not losses.isfinite().all():
-        number = progress["step"]
-        raise InputError(
-            f"loss or gradient not finite in epoch {progress['epoch']}, step {number}: lower --learning_rate, or look "
-            f"at its clips; nothing of this epoch is saved in {args.ckpt_path}; "
-            f"clips {', '.join(loader.dataset.clips[i].id for i in loader.sampler.batches()[number])}"
-        )
-    progress["step"] += 1
-    progress["totals"] += measured * torch.tensor([[clips], [1], [1]])
-    journal.step(progress, measured, clips)
-
-
-def build_optimizer(model, args):
-    """The optimiser that --optimizer names, weight decay 1e-4, and the schedule that decays at --lr_decay_step."""
-    kwargs = {"lr": args.learning_rate, "weight_decay": 1e-4}
-    if args.optimizer == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, **kwargs)
-    elif args.optimizer == "AdaGrad":
-        optimizer = torch.optim.Adagrad(model.parameters(), **kwargs)
-    else:
-        optimizer = torch.optim.Adam(model.parameters(), **kwargs)
-    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, args.lr_decay_step, args.lr_decay_ratio)
+    run.begin_epoch()
+    pending = None  # the step before, not counted yet: a GPU has its next work before it is asked for its figures
+    try:
+        for number, clips, batch in run.batches():
+            with WatchedLosses() as watched:
+                losses = run.method.update(run.shared.model, *batch, run.finish)
+            figures = run.figures(losses, watched.hits(losses))
+            if pending:
+                run.count(*pending)
+            pending = number, clips, figures
+    finally:  # also when it is interrupted and about to be saved
+        if pending:
+            run.count(*pending)
+    refresh_batchnorm(run.model, run.recent)
+    return run.means()
 
 
 def train(args, device):
@@ -200,113 +131,76 @@ def train(args, device):
     """
     set_precision(args.deterministic)
     chosen_on = "val" if args.val_ratio else "test"
-    loaders = {split: build_loader(args, split, device) for split in dict.fromkeys(("train", chosen_on, "test"))}
+    loaders = load_clips(args, device, ("train", chosen_on, "test"))
+    this = Run(args, device, *initial_model(args, device), loaders)
+    with this.opened(settings.as_of_today), Journal(this) as this.journal:
+        steps, method = len(loaders["train"]), settings.title(vars(args))
+        print(f"training on {device}, {method}, {steps} steps an epoch, checkpoints in {args.ckpt_path}")
+        with this.saved_when_interrupted():
+            while this.progress["epoch"] < args.epochs:
+                start = time.perf_counter()
+                row = {"epoch": this.progress["epoch"], "learning_rate": this.schedule.get_last_lr()[0]}
+                row |= train_epoch(this)
+                accuracies, _ = evaluate(this.model, loaders[chosen_on], device, this.interruption.watch)
+                this.end_epoch(row | {"split": chosen_on, **accuracies, "seconds": time.perf_counter() - start})
+        this.journal.finish(*test(this, chosen_on))
+    print(f"validate with: python valid.py --ckpt_path {this.best_path}")
+
+
+def load_clips(args, device, splits):
+    """The loaders of these splits, {name: loader}; what is in them is printed.
+
+    Raises:
+        InputError: too many clips are damaged, or they leave BatchNorm a single value.
+    """
+    loaders = {split: build_loader(args, split, device) for split in dict.fromkeys(splits)}
     for split, loader in loaders.items():
         print(f"{args.dataset} {split}: {loader.dataset}")
     with distributed.first_alone():  # of several processes one tells why
         refuse_much_damage([loader.dataset for loader in loaders.values()], args.max_skipped)
         refuse_single_values(args, loaders["train"].dataset)
-
-    model = initial_model(args, device)
-    shared, first = distributed.Shared(model), distributed.rank() == 0
-    optimizer, scheduler = build_optimizer(model, args)
-    clips = derived_seed(*(clip.id for clip in loaders["train"].dataset.clips))  # resumed on others it would go astray
-    state = {"log": [], "progress": start_of(0)}  # with model, optimiser and schedule all that a run is
-    best_path, last_path = (os.path.join(args.ckpt_path, name) for name in ("best.pth", "last.pth"))
-
-    def save(path):
-        epoch = state["log"][-1]["epoch"] if state["log"] else None
-        schedules = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        classes = list(loaders["train"].dataset.classes)
-        if first:
-            checkpoint.save(path, model, vars(args), epoch=epoch, classes=classes, clips=clips, **schedules, **state)
-
-    def find_run():
-        if not os.path.exists(last_path):
-            return state
-        if not args.resume:
-            raise InputError(f"{last_path}: a run is there; --resume goes on with it, or choose another --ckpt_path")
-        saved = checkpoint.resume(last_path, vars(args), model, optimizer, scheduler)
-        if saved.get("clips") != clips:
-            raise InputError(f"{last_path}: of other training clips; restore them, or choose another --ckpt_path")
-        progress = saved["progress"]
-        print(f"resuming in epoch {progress['epoch']} after {progress['step']} steps")
-        return {"log": saved["log"], "progress": progress}
-
-    with ExitStack() as stack:
-        with distributed.first_alone():  # of several processes one looks, and speaks
-            if first:
-                stack.enter_context(exclusive(args.ckpt_path, "--ckpt_path"))
-            state = find_run()
-        found = os.path.isdir(args.ckpt_path), state["progress"]["epoch"], state["progress"]["step"]
-        if any(other != found for other in distributed.everyones(found)):
-            raise InputError(f"{args.ckpt_path}: not the same on all machines; --ckpt_path must be on a shared disk")
-        with Journal(args, loaders, **state) as journal:
-            print(f"training on {device}, {len(loaders['train'])} steps an epoch, checkpoints in {args.ckpt_path}")
-            try:
-                with Interruption() as interruption:
-                    while state["progress"]["epoch"] < args.epochs:
-                        start, progress = time.perf_counter(), state["progress"]
-                        row = {"epoch": progress["epoch"], "learning_rate": scheduler.get_last_lr()[0]}
-                        row |= train_epoch(
-                            model, shared, loaders["train"], optimizer, device, args, progress, interruption, journal
-                        )
-                        accuracies, _ = evaluate(model, loaders[chosen_on], device, interruption.watch)
-                        row |= {"split": chosen_on, **accuracies, "seconds": time.perf_counter() - start}
-                        scheduler.step()
-                        state = {"log": [*state["log"], row], "progress": start_of(progress["epoch"] + 1)}
-                        if best_of(state["log"]) is row:
-                            save(best_path)
-                        save(last_path)
-                        journal.epoch(state["log"])
-            except Interrupted as stopped:
-                save(last_path)
-                where = f"epoch {state['progress']['epoch']} after {state['progress']['step']} steps"
-                message = f"interrupted in {where}, saved; the same command with --resume goes on from there"
-                raise Interrupted(stopped.number, message) from None
-
-            best, last = best_of(state["log"]), state["log"][-1]
-            if chosen_on != "test":
-                last = last | evaluate(model, loaders["test"], device)[0]
-            with distributed.first_alone():  # the process that wrote it is through with that
-                model.load_state_dict(checkpoint.load(best_path)["model"])
-            accuracies, predictions = evaluate(model, loaders["test"], device)
-            rows = (("best", best | accuracies), ("last", last))
-            result = {name: {key: row[key] for key in ("epoch", *BRANCHES)} for name, row in rows}
-            result |= {"chosen_on": chosen_on, "settings": vars(args)}
-            classes = class_names(loaders["test"].dataset.classes, DATASETS[args.dataset].n_classes)
-            journal.finish(state["log"], result, predictions, classes)
-    print(f"validate with: python valid.py --ckpt_path {best_path}")
+    return loaders
 
 
 def initial_model(args, device):
-    """The model that a run with these settings starts from."""
+    """The model that a run with these settings starts from, and its training rule -> (AVClassifier, Method)."""
     torch.manual_seed(args.random_seed)
-    model = AVClassifier(DATASETS[args.dataset].n_classes, args.fusion_method, args.modality)
+    model, method = build(args, DATASETS[args.dataset].n_classes)
     model.amp = args.amp == "bf16"
-    return model.to(device, memory_format=torch.channels_last)  # 1.6 times as fast on the CPU
+    return model.to(device, memory_format=torch.channels_last), method  # 1.6 times as fast on the CPU
+
+
+def test(run, chosen_on):
+    """Test a finished run's last epoch and its best one, whose weights the model has then.
+
+    Returns:
+        what result.json holds, and the best epoch's predictions, as `evaluate` returns them, with the classes' names.
+    """
+    loader, best, last = run.loaders["test"], best_of(run.log), run.log[-1]
+    if chosen_on != "test":
+        last = last | evaluate(run.model, loader, run.device)[0]
+    with distributed.first_alone():  # the process that wrote it is through with that
+        run.model.load_state_dict(checkpoint.load(run.best_path)["model"])
+    accuracies, predictions = evaluate(run.model, loader, run.device)
+    rows = (("best", best | accuracies), ("last", last))
+    result = {name: {key: row[key] for key in ("epoch", *BRANCHES)} for name, row in rows}
+    result |= {"chosen_on": chosen_on, "settings": vars(run.args)}
+    return result, predictions, class_names(loader.dataset.classes, DATASETS[run.args.dataset].n_classes)
 
 
 def show_gradients(args):
     """Print which loss reaches which module with these settings, and how strongly: one batch, initial weights."""
-    from utils import comparison
-    from utils.gradient_report import as_table, gradient_report
+    from utils.results.gradient_report import as_table, gradient_report
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("torchrun: --gradient_report takes one process; start it with python")
     device = choose_device(args.device, args.gpu_ids)
     set_precision(args.deterministic)
     batch = to_device(next(iter(build_loader(args, "train", device))), device)
-    step = choose_step(args, epoch=args.modulation_starts)
-    report = gradient_report(step, initial_model(args, device).train(), *batch)
-    method = comparison.label(*comparison.method_name(vars(args)))
-    print(f"{method}: L2 norm of the gradient that each loss sends to each module")
-    print(as_table(report))
-
-
-def start_of(epoch):
-    """The progress of an epoch of which no step is done yet: see `train_epoch`."""
-    return {"epoch": epoch, "step": 0, "totals": torch.zeros(3, 3, dtype=torch.float64)}
+    model, method = initial_model(args, device)
+    method.epoch = getattr(args, "modulation_starts", 0)
+    print(f"{settings.title(vars(args))}: L2 norm of the gradient that each loss sends to each module")
+    print(as_table(gradient_report(method, model.train(), *batch)))
 
 
 def main(flags=None):
@@ -318,6 +212,8 @@ def main(flags=None):
         with distributed.processes(device):
             train(fill_defaults(args), device)
     else:
+        from valid import validate
+
         validate([os.path.join(args.ckpt_path, "best.pth")], typed)
 
 

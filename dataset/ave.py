@@ -2,12 +2,12 @@
 
 import os
 
+from data.lists import read_ave
 from dataset.index import Index, list_folder, pair_by_id
-from utils.lists import read_ave
 
 
 class AVE(Index):
-    """`trainSet.txt` and `testSet.txt`; layout as in DESIGN section 1, Datasets.
+    """`trainSet.txt` and `testSet.txt`; layout as in data/AVE/README.md.
 
     `valSet.txt` is not used, but for its categories.
     """

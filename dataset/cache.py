@@ -22,10 +22,10 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from utils import distributed
 from utils.errors import InputError
 from utils.files import write_text
 from utils.pool import ClipError, each_clip
+from utils.training import distributed
 
 FORMAT = 1  # raised whenever a Decoder makes other arrays of the same clips
 GB = 10**9

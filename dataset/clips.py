@@ -1,4 +1,4 @@
-"""The clip reader that every dataset shares: a spectrogram and a few frames per clip (DESIGN section 1, Datasets)."""
+"""The clip reader that every dataset shares: a spectrogram and a few frames per clip."""
 
 import math
 import os
@@ -19,9 +19,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset.index import AudioSettings
-from utils.device import normalise
 from utils.errors import InputError
-from utils.seeds import derived_seed
+from utils.training.device import normalise
+from utils.training.seeds import derived_seed
 
 cv2.setNumThreads(0)  # its threads wait busily; clips are read by several processes instead
 
@@ -69,7 +69,7 @@ def hann_window(length):
 def log_spectrogram(samples, audio):
     """log(|STFT| + 1e-7) of samples (n,): Hann window, centred, zeros beyond both ends -> (n_fft/2 + 1, 1 + n // hop).
 
-    The amplitude is clipped to [-1, 1] first (DESIGN section 1, Datasets). Half the time of torch.stft and torch.abs.
+    The amplitude is clipped to [-1, 1] first. Half the time of torch.stft and torch.abs.
     """
     padded = np.zeros(len(samples) + audio.n_fft, np.float32)
     np.clip(samples, -1, 1, out=padded[audio.n_fft // 2 : -(audio.n_fft // 2)])
@@ -209,12 +209,12 @@ class ClipDataset(Dataset):
     Training draws N frames in order of time, crops and flips at random, as a function of (seed, epoch, clip) alone;
     evaluation takes N evenly spaced frames and is deterministic.
 
-    A list of numbers in place of one gives a batch as the loader hands it to utils.device.to_device: spectrograms
-    (B, F, T), pictures as bytes (B, N, H, W, 3), and labels (B,).
+    A list of numbers in place of one gives a batch as utils.training.device.to_device takes it: spectrograms (B, F, T),
+    pictures as bytes (B, N, H, W, 3), and labels (B,).
 
     Args:
         index: the dataset's Index.
-        args: settings (DESIGN section 2): paths, fps, image_size, random_seed, val_ratio.
+        args: settings: paths, fps, image_size, random_seed, val_ratio.
         split: "train", "test", or "val", the training clips that --val_ratio holds out.
         audio: AudioSettings.
         num_frame: frames per clip, N.

@@ -2,12 +2,12 @@
 
 import os
 
+from data.lists import CREMAD_EMOTIONS, read_split
 from dataset.index import Index, list_folder, pair_by_id
-from utils.lists import CREMAD_EMOTIONS, read_split
 
 
 class CREMAD(Index):
-    """`<split>.csv`, rows `<id>,<emotion>`; layout as in DESIGN section 1, Datasets."""
+    """`<split>.csv`, rows `<id>,<emotion>`; layout as in data/CREMAD/README.md."""
 
     classes = CREMAD_EMOTIONS
     audio_path = "train_test_data/CREMA-D/AudioWAV"

@@ -2,13 +2,13 @@
 
 import os
 
+from data.lists import read_classes
 from dataset.index import Index, list_folder, pair_by_id
 from utils.errors import InputError
-from utils.lists import read_classes
 
 
 class Kinetics400(Index):
-    """Class folders, without a list; layout as in DESIGN section 1, Datasets.
+    """Class folders, without a list; layout as in data/kinect400/README.md.
 
     A clip is what its class folder has sound or frames of.
     """

@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from dataset import build_dataset
 from dataset.cache import prepare
-from utils import distributed
-from utils.interruption import Interruption
-from utils.seeds import derived_seed
+from utils.training import distributed
+from utils.training.interruption import Interruption
+from utils.training.seeds import derived_seed
 
 
 class BatchSampler(Sampler):
@@ -44,7 +44,7 @@ def ignore_signals(_):
 
 
 def build_loader(args, split, device, training=None):
-    """A DataLoader over `build_dataset(args, split, training)`; utils.device.to_device takes its batches.
+    """A DataLoader over `build_dataset(args, split, training)`; utils.training.device.to_device takes its batches.
 
     Clips that cannot be decoded are left out, the others' arrays cached (dataset/cache.py). The number of workers
     changes the speed and nothing else. Pinned memory on CUDA.

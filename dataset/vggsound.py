@@ -2,12 +2,12 @@
 
 import os
 
+from data.lists import read_vggsound
 from dataset.index import Index, list_folder, pair_by_id
-from utils.lists import read_vggsound
 
 
 class VGGSound(Index):
-    """`vggsound.csv`; layout as in DESIGN section 1, Datasets."""
+    """`vggsound.csv`; layout as in data/VGGSound/README.md."""
 
     audio_path = "train_test_data/vggsound/audio"
     visual_path = "train_test_data/vggsound/video"

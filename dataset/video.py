@@ -6,12 +6,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import soundfile
 
+from data.extraction import SOUND_RATE, extract_clip, find_ffmpeg, quieten_decoders
 from dataset import DATASETS, fill_defaults
 from dataset.clips import ClipDataset
 from dataset.index import Clip, Index, list_frames
 from utils.errors import InputError
 from utils.pool import process_clips
-from utils.preprocessing import SOUND_RATE, extract_clip, find_ffmpeg, quieten_decoders
 
 
 class OneClip(Index):

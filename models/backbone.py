@@ -13,7 +13,7 @@ class ResNet18(ResNet):
         in_channels: 1 for spectrograms, 3 for RGB frames.
 
     Shapes: (B, in_channels, H, W) -> (B, 512, ceil(H / 32), ceil(W / 32)). Convolutions are Kaiming-normal (fan-out,
-    ReLU), BatchNorm 1 and 0, as torchvision initialises them (DESIGN section 1).
+    ReLU), BatchNorm 1 and 0, as torchvision initialises them.
     """
 
     def __init__(self, in_channels):

@@ -8,7 +8,7 @@ from models.backbone import FEATURE_DIM, ResNet18
 
 
 class AVClassifier(nn.Module):
-    """The audio-visual classifier of DESIGN section 2.
+    """The audio-visual classifier of the paper, section 3.
 
     Args:
         n_classes: number of classes C.

@@ -1,4 +1,4 @@
-"""Fusion modules with shared-weight unimodal heads (`_AUXI`), DESIGN section 1.
+"""Fusion modules with shared-weight unimodal heads (`_AUXI`), paper section 3; formulas in docs/design.md.
 
 Each module says how to fuse two features, and how to score one modality alone with the very same weights. That no
 gradient of the fused logits reaches an encoder is said once, in the base class.
@@ -16,7 +16,7 @@ class Fusion_AUXI(nn.Module):
     """
 
     def forward(self, x, y):
-        """Fused logits of the detached features: multimodal gradient truncation (paper section 3, DESIGN section 1)."""
+        """Fused logits of the detached features: multimodal gradient truncation (paper section 3)."""
         return self.fuse(x.detach(), y.detach())  # DGL (2): every layer of fusion learns, no encoder does
 
     def fuse(self, x, y):

@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from methods import build_method, resolve
 from utils.errors import run
+from utils.results.settings import training_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +43,16 @@ def run_shell(script, *arguments):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def settings_of(*flags):
+    """The settings that flags of main_dgl.py make."""
+    return Namespace(**resolve(vars(training_parser().parse_args([*map(str, flags)]))))
+
+
+def method_of(model, *flags):
+    """The training rule that flags of main_dgl.py choose, for a model that is as it begins."""
+    return build_method(settings_of(*flags), model)
 
 
 def ffmpeg(*arguments, data=None):

@@ -14,13 +14,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main_dgl
 from models.basic_model import AVClassifier
 from tests.conftest import SMALL, data_flags, run_here
-from utils import distributed, evaluation
-from utils.device import to_device
+from utils.results import evaluation
+from utils.training import distributed
+from utils.training import run as training_run
+from utils.training.device import to_device
 
 RUNS = {
     f"{fusion}-{name}": ["--fusion_method", fusion, *flags]
     for fusion in ("concat", "gated")
-    for name, flags in {"dgl": [], "joint": ["--method", "joint", "--modulation", "OGM_GE"]}.items()
+    for name, flags in {"dgl": [], "ogm_ge": ["--method", "ogm_ge"]}.items()
 }
 BATCHES = ["--batch_size", 17, "--image_size", 33]  # of 18 clips: the second process has none of the last
 
@@ -31,15 +33,19 @@ def small_batch(batch, device):
     return spectrogram[..., :64, :64].double(), frames.double(), label
 
 
+def in_float64(model, method):
+    return model.double(), method
+
+
 def train_all(corpus, out):
     """Every one of RUNS into a folder below `out`, in batches of 17 and 1."""
     with distributed.processes(torch.device("cpu")), pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "processes", nullcontext)  # of one launch they are joined once
         build, train = main_dgl.initial_model, AVClassifier.train
-        patch.setattr(main_dgl, "initial_model", lambda *arguments: build(*arguments).double())
+        patch.setattr(main_dgl, "initial_model", lambda *arguments: in_float64(*build(*arguments)))
         patch.setattr(AVClassifier, "train", lambda model, mode=True: train(model, False))
         patch.setattr(main_dgl, "refresh_batchnorm", lambda model, batches: None)
-        for module in (main_dgl, evaluation):
+        for module in (training_run, evaluation):
             patch.setattr(module, "to_device", small_batch)
         for name, flags in RUNS.items():
             flags = [*data_flags(corpus), *SMALL, "--num_workers", 0, *BATCHES, "--epochs", 1, *flags]

@@ -8,16 +8,17 @@ product with a fixed wave, which tells apart what a norm does not.
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from main_dgl import build_optimizer, choose_step
-from models import FUSION_MODULES, MODALITIES
-from models.basic_model import AVClassifier
-from utils import options
-from utils.seeds import derived_seed
+from methods import build, resolve
+from models import FUSION_MODULES
+from utils.results.settings import training_parser
+from utils.training.run import build_optimizer
+from utils.training.seeds import derived_seed
 
 FOLDER = Path(__file__).with_name("golden")
 CLASSES, STEPS = 5, 4
@@ -54,18 +55,23 @@ def figures(tensor):
 
 def golden_run(flags):
     """Train with these flags of main_dgl.py -> {"losses": (STEPS, 3), "tensors": {name: figures}}; None for NaN."""
-    parser = options.training_parser(("CREMAD",), tuple(FUSION_MODULES), MODALITIES)
-    args = parser.parse_args([*flags, "--learning_rate", "0.01", "--alpha", "3"])
+    args = training_parser().parse_args([*flags, "--learning_rate", "0.01", "--alpha", "3"])
+    args = Namespace(**resolve(vars(args)))
     torch.manual_seed(args.random_seed)
-    model = AVClassifier(CLASSES, args.fusion_method, args.modality).double().train()
+    model, method = build(args, CLASSES)
+    model.double().train()
     optimizer, _ = build_optimizer(model, args)
+
+    def finish():
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
+        optimizer.step()
+        optimizer.zero_grad()
+
     losses = []
     for number in range(STEPS):
         torch.manual_seed(derived_seed(args.random_seed, 0, "noise", number))
-        optimizer.zero_grad()
-        losses.append([None if loss.isnan() else loss.item() for loss in choose_step(args, 0)(model, *clips(number))])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
-        optimizer.step()
+        of_step = method.update(model, *clips(number), finish)
+        losses.append([None if loss.isnan() else loss.item() for loss in of_step])
     tensors = {name: figures(value) for name, value in model.state_dict().items() if value.is_floating_point()}
     return {"losses": losses, "tensors": tensors}
 

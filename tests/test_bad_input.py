@@ -19,7 +19,7 @@ from data.kinect400 import mp4_to_wav as kinetics_sound
 from data.VGGSound import mp4_to_wav as vggsound_sound
 from models.basic_model import AVClassifier
 from tests.conftest import SMALL, data_flags, run_here, write_video
-from utils import checkpoint
+from utils.training import checkpoint
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 271360\n"
 
@@ -73,12 +73,14 @@ FLAGS = {
     "dataset": ["--dataset", "CREMA-D"],
     "modality": ["--modality", "smell"],
     "method": ["--method", "dgl2"],
-    "modulation of dgl": ["--modulation", "OGM_GE"],
+    "modulation of dgl": ["--modulation", "OGM_GE", "--method", "dgl"],
+    "both encoders for one": ["--modality", "full", "--method", "audio"],
+    "flag of another method": ["--ogm_alpha", "0.3"],
     "ablation of joint": ["--no_mgt", "--method", "joint"],
     "method of one encoder": ["--modality", "audio", "--method", "joint"],
     "ablation of one encoder": ["--modality", "visual", "--no_ugt"],
-    "window upside down": ["--modulation_starts", "5", "--modulation_ends", "4"],
-    "ogm_alpha": ["--ogm_alpha", "-0.1"],
+    "window upside down": ["--modulation_starts", "5", "--modulation_ends", "4", "--method", "ogm"],
+    "ogm_alpha": ["--ogm_alpha", "-0.1", "--method", "ogm"],
     "all held out": ["--val_ratio", "1"],
     "nothing held out": ["--val_ratio", "0"],
     "share of damage": ["--max_skipped", "1.5"],

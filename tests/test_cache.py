@@ -181,7 +181,7 @@ def test_reading_needs_no_more_than_it_uses():
     code = "import sys, main_dgl; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    unwanted = {"sklearn", "matplotlib", "tensorboard", "imageio_ffmpeg", "librosa", "scipy", "utils.preprocessing"}
+    unwanted = {"sklearn", "matplotlib", "tensorboard", "imageio_ffmpeg", "librosa", "scipy", "data.extraction"}
     assert "torch" in loaded and not loaded & unwanted
     code = "import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_path(sys.path.pop(), run_name='__main__')\n"
     code += "except SystemExit: print(); print('torch' in sys.modules, 'numpy' in sys.modules)"

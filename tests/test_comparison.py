@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, SMALL, data_flags, run_here
-from utils import comparison
+from utils.results import comparison
 
 SETTINGS = {"modality": "full", "method": "dgl", "modulation": "Normal", "alpha": 4.0, "no_mgt": False, "no_ugt": False}
 SETTINGS |= {"random_seed": 0, "epochs": 3}
@@ -40,8 +40,8 @@ def test_table_and_pictures(tmp_path, capsys):
     rng = np.random.default_rng(0)
     dgl = [write_run(tmp_path / f"dgl-4-{seed}", rng, random_seed=seed) for seed in range(3)]
     write_run(tmp_path / "dgl-1-0", rng, alpha=1.0)
-    write_run(tmp_path / "ge", rng, method="joint", modulation="OGM_GE")
-    write_run(tmp_path / "ablation", rng, no_mgt=True)
+    write_run(tmp_path / "ge", rng, method="joint", modulation="OGM_GE")  # as older runs record it
+    write_run(tmp_path / "ablation", rng, method="no_mgt")
     audio = write_run(tmp_path / "audio", rng, modality="audio")
     (tmp_path / "unfinished").mkdir()
     run_here(comparison, tmp_path)

@@ -16,7 +16,7 @@ from dataset import cache
 from dataset.loader import build_loader
 from tests.conftest import SMALL, data_flags, run_here
 from tests.test_reader import settings
-from utils.device import choose_device
+from utils.training.device import choose_device
 
 DAMAGES = {
     "truncated": lambda content: content[: len(content) * 2 // 3],

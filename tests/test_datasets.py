@@ -14,9 +14,9 @@ from dataset import DATASETS, build_dataset, clips
 from dataset.clips import ClipDataset
 from dataset.index import Clip, Index
 from tests.conftest import run_script, run_shell, write_video
-from utils import checkpoint
-from utils.device import IMAGENET_MEAN, IMAGENET_STD
 from utils.errors import InputError
+from utils.training import checkpoint
+from utils.training.device import IMAGENET_MEAN, IMAGENET_STD
 
 SMALL = ["--image_size", 32, "--batch_size", 4, "--num_workers", 1, "--epochs", 2]
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmark import step_apart
 from main_dgl import dgl_step
 from models import FUSION_MODULES
 from models.basic_model import AVClassifier
 from models.fusion_modules import Fusion_AUXI
-from utils.baselines import unimodal_step
-from utils.benchmark import step_apart
+from tests.conftest import method_of
 
 ALPHA, CLASSES = 3.0, 5
 
@@ -29,7 +29,7 @@ def film(p, x, y):
     return linear(p, "fc_out", hidden[:, :512] * y + hidden[:, 512:])
 
 
-# The formulas of DESIGN section 1: parameters by name, x, y -> logits fused, of audio alone, of video alone.
+# The formulas of the fusion modules: parameters by name, x, y -> logits fused, of audio alone, of video alone.
 FORMULAS = {
     "concat": (
         lambda p, x, y: linear(p, "fc_out", torch.hstack([x, y])),
@@ -70,7 +70,7 @@ def build(fusion_method):
 
 
 def features(model, spectrogram, frames):
-    """a and v by DESIGN: global average pool, for video over frames, height and width together."""
+    """a and v: global average pool, for video over frames, height and width together."""
     a = model.audio_net(spectrogram).flatten(2).mean(2)
     images = torch.stack([clip[:, n] for clip in frames for n in range(frames.shape[2])])
     v = model.visual_net(images).reshape(len(frames), frames.shape[2], 512, -1).mean(dim=(1, 3))
@@ -129,7 +129,7 @@ def test_unimodal_step_is_plain_cross_entropy(modality):
     torch.manual_seed(0)
     model = AVClassifier(CLASSES, modality=modality).double()
     spectrogram, frames, label = batch()
-    losses = unimodal_step(model, spectrogram, frames, label)
+    losses = method_of(model, "--modality", modality).step(model, spectrogram, frames, label)
     feature = model.encode_audio(spectrogram) if modality == "audio" else model.encode_video(frames)
     expected = F.cross_entropy(model.fusion_module(feature), label)
     assert_equal_gradients(model.named_parameters(), torch.autograd.grad(expected, list(model.parameters())))

@@ -18,16 +18,17 @@ from sklearn.metrics import confusion_matrix
 
 import main_dgl
 from main_dgl import dgl_step
+from methods import METHODS
+from methods.base import Method
 from models.basic_model import AVClassifier
-from tests.conftest import SMALL, data_flags, run_here
+from tests.conftest import SMALL, data_flags, method_of, run_here
 from tests.test_dgl_step import CLASSES, batch, build
 from tests.test_resume import interrupt_at
-from utils.baselines import ablation_step, joint_step, unimodal_step
-from utils.board import Board
-from utils.figures import confusion_figures, curves_figure, save_figure
-from utils.gradient_report import as_table, gradient_report
-from utils.journal import summary
-from utils.measurement import WatchedLosses, gradient_norms
+from utils.results.board import Board
+from utils.results.figures import confusion_figures, curves_figure, save_figure
+from utils.results.gradient_report import as_table, gradient_report
+from utils.results.journal import summary
+from utils.training.measurement import WatchedLosses, gradient_norms
 
 BRANCHES = ("fused", "audio", "visual")
 
@@ -124,20 +125,11 @@ def test_lines_of_the_terminal_align_and_tell_the_time_left():
     assert f"best {max(row['fused'] for row in log):.4f}" in lines[-1]
 
 
-@pytest.mark.parametrize(
-    ("modality", "step"),
-    [
-        ("full", partial(dgl_step, alpha=2)),
-        ("full", joint_step),
-        ("full", partial(joint_step, modulation="OGM_GE")),
-        ("full", partial(ablation_step, alpha=2, mgt=False)),
-        ("visual", unimodal_step),
-    ],
-    ids=["dgl", "joint", "OGM-GE", "no_mgt", "visual"],
-)
-def test_right_answers_are_counted_from_the_steps_own_logits(modality, step):
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "audio"])
+def test_right_answers_are_counted_from_the_steps_own_logits(name):
     torch.manual_seed(0)
-    model, (spectrogram, frames, label) = AVClassifier(CLASSES, modality=modality).double().train(), batch(8)
+    model, (spectrogram, frames, label) = AVClassifier(CLASSES, modality=METHODS[name].modality), batch(8)
+    method = method_of(model.double().train(), "--method", name)
     label = model(spectrogram, frames)[0].argmax(dim=1)  # so that not all answers are wrong
     label[:3] = (label[:3] + 1) % CLASSES
     expected = [
@@ -145,7 +137,7 @@ def test_right_answers_are_counted_from_the_steps_own_logits(modality, step):
         for logits in model(spectrogram, frames)
     ]
     with WatchedLosses() as watched:
-        losses = step(model, spectrogram, frames, label)
+        losses = method.step(model, spectrogram, frames, label)
     torch.testing.assert_close(watched.hits(losses), torch.tensor(expected).double(), equal_nan=True)
     assert expected[0] == 5
 
@@ -165,19 +157,19 @@ def norms_of(model, loss):
 
 
 @pytest.mark.parametrize(
-    ("step", "routes"),
-    [
-        (partial(dgl_step, alpha=3), {"L_m": (1, 0, 0), "L_a": (0, 3, 0), "L_v": (0, 0, 3)}),
-        (joint_step, {"L_m": (1, 1, 1), "L_a": (0, 0, 0), "L_v": (0, 0, 0)}),
-        (partial(ablation_step, alpha=3, mgt=False), {"L_m": (1, 1, 1), "L_a": (0, 3, 0), "L_v": (0, 0, 3)}),
-        (partial(ablation_step, alpha=3, ugt=False), {"L_m": (1, 0, 0), "L_a": (3, 3, 0), "L_v": (3, 0, 3)}),
-    ],
-    ids=["dgl", "joint", "no_mgt", "no_ugt"],
+    ("name", "routes"),
+    {
+        "dgl": {"L_m": (1, 0, 0), "L_a": (0, 3, 0), "L_v": (0, 0, 3)},
+        "joint": {"L_m": (1, 1, 1), "L_a": (0, 0, 0), "L_v": (0, 0, 0)},
+        "no_mgt": {"L_m": (1, 1, 1), "L_a": (0, 3, 0), "L_v": (0, 0, 3)},
+        "no_ugt": {"L_m": (1, 0, 0), "L_a": (3, 3, 0), "L_v": (3, 0, 3)},
+    }.items(),
 )
 @pytest.mark.parametrize("fusion_method", ["concat", "gated"])
-def test_gradient_report_is_what_autograd_says(step, routes, fusion_method):
+def test_gradient_report_is_what_autograd_says(name, routes, fusion_method):
     model, clips = build(fusion_method), batch()
-    report = gradient_report(step, model, *clips)
+    method = method_of(model, "--method", name, "--alpha", 3)
+    report = gradient_report(method, model, *clips)
     assert all(parameter.grad is None for parameter in model.parameters())
     a, v = model.encode_audio(clips[0]), model.encode_video(clips[1])
     fusion = model.fusion_module
@@ -187,22 +179,25 @@ def test_gradient_report_is_what_autograd_says(step, routes, fusion_method):
         for (module, norm), factor in zip(norms.items(), factors, strict=True):
             assert report[loss][module] == pytest.approx(factor * norm, rel=1e-5), (loss, module)
             assert (report[loss][module] == 0) == (factor == 0)
-    step(model, *clips)
+    method.step(model, *clips)
     assert list(report["all"].values()) == pytest.approx(gradient_norms(model).tolist(), rel=1e-5)
 
 
-def leaking_step(model, spectrogram, frames, label):
+class Leaking(Method):
     """DGL with the second truncation forgotten."""
-    a, v = model.encode_audio(spectrogram), model.encode_video(frames)
-    fusion, losses = model.fusion_module, []
-    for logits in (fusion.audio_alone(a), fusion.visual_alone(v), fusion(a, v)):
-        losses.append(F.cross_entropy(logits, label))
-    sum(losses).backward()
-    return tuple(losses[n].detach() for n in (2, 0, 1))
+
+    def step(self, model, spectrogram, frames, label):
+        a, v = model.encode_audio(spectrogram), model.encode_video(frames)
+        fusion, losses = model.fusion_module, []
+        for logits in (fusion.audio_alone(a), fusion.visual_alone(v), fusion(a, v)):
+            losses.append(F.cross_entropy(logits, label))
+        sum(losses).backward()
+        return tuple(losses[n].detach() for n in (2, 0, 1))
 
 
 def test_gradient_report_shows_a_leak():
-    report = gradient_report(leaking_step, build("sum"), *batch())
+    model = build("sum")
+    report = gradient_report(Leaking(None, model), model, *batch())
     assert report["L_m"]["audio"] == report["L_m"]["visual"] == 0
     assert report["L_a"]["fusion"] > 0 and report["L_v"]["fusion"] > 0
     lines = [line.split() for line in as_table(report).splitlines()]
@@ -213,7 +208,7 @@ def test_gradient_report_shows_a_leak():
     ("flags", "zeros"),
     [
         ([], {"L_m": "+00", "L_a": "0+0", "L_v": "00+", "all": "+++"}),
-        (["--method", "joint", "--modulation", "OGM_GE"], {"L_m": "+++", "L_a": "000", "L_v": "000", "all": "+++"}),
+        (["--method", "ogm_ge"], {"L_m": "+++", "L_a": "000", "L_v": "000", "all": "+++"}),
         (["--modality", "visual"], {"L_v": "++", "all": "++"}),
     ],
     ids=["dgl", "OGM-GE", "visual"],

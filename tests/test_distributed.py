@@ -12,7 +12,7 @@ import main_dgl
 import valid
 from tests.conftest import ROOT, SMALL, data_flags, run_here
 from tests.distributed_runs import RUNS, train_all
-from utils import checkpoint
+from utils.training import checkpoint
 
 
 def torchrun(*arguments):

@@ -8,7 +8,7 @@ import torchvision
 
 from models.basic_model import AVClassifier
 from models.fusion_modules import BilinearFusion_AUXI
-from utils.batchnorm import refresh_batchnorm
+from utils.training.batchnorm import refresh_batchnorm
 
 
 @pytest.mark.parametrize("fusion_method", ["concat", "sum", "gated", "film"])
@@ -31,7 +31,7 @@ def test_shapes_and_names(fusion_method):
     assert tuple(model.audio_net(torch.randn(1, 1, 257, 188)).shape) == (1, 512, 9, 6)
 
 
-def test_bilinear_weights_have_the_size_of_design():
+def test_bilinear_weights_have_their_size():
     assert tuple(BilinearFusion_AUXI(6, 512).fc.weight.shape) == (512, 512 * 512)
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from data.extraction import extract_frames
+from data.flv import shorten_flv
 from tests.conftest import ROOT, ffmpeg, run_script, write_video
-from utils.flv import shorten_flv
 from utils.pool import process_clips
-from utils.preprocessing import extract_frames
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 271360\n".format("4d7a" * 16)
 

@@ -5,16 +5,14 @@ import re
 import shlex
 import shutil
 
-from dataset import DATASETS
-from models import FUSION_MODULES, MODALITIES
 from tests.conftest import ROOT, SMALL, run_script
-from utils import options
+from utils.results import settings
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)  # (language, text)
 PARSERS = {
-    "main_dgl.py": options.training_parser(tuple(DATASETS), tuple(FUSION_MODULES), MODALITIES),
-    "valid.py": options.validation_parser(tuple(DATASETS)),
+    "main_dgl.py": settings.training_parser(),
+    "valid.py": settings.validation_parser(),
 }
 OTHERS = {"--nproc_per_node", "--include", "--logdir"}  # flags of torchrun, grep, tensorboard
 

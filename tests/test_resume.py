@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import main_dgl
+from methods import joint
 from tests.conftest import ROOT, SMALL, data_flags, run_here
 from tests.torture import assert_same_run
-from utils import checkpoint
-from utils.baselines import joint_step
 from utils.errors import InputError
 from utils.files import exclusive
+from utils.training import checkpoint
 
 TRAINED = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01]  # the flags of the fixture `trained`
 
@@ -90,7 +90,7 @@ def test_a_fault_ends_the_run_readers_and_all(corpus, tmp_path):
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
-    code = "import os, signal\nfrom utils.interruption import Interruption\nwith Interruption():\n" + 2 * (
+    code = "import os, signal\nfrom utils.training.interruption import Interruption\nwith Interruption():\n" + 2 * (
         "    os.kill(os.getpid(), signal.SIGTERM)\n    print('alive', flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -125,7 +125,7 @@ def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(trained, corp
 
 def test_killed_runs_resume_to_the_very_bits(corpus, tmp_path):
     """The torture script, short: a kill, with the rule that draws noise."""
-    flags = ["--method", "joint", "--modulation", "OGM_GE"]
+    flags = ["--method", "ogm_ge"]
     command = [sys.executable, ROOT / "tests" / "torture.py", corpus, tmp_path, "--kills", "1", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -158,22 +158,23 @@ def infinite_gradient(model, losses):
 
 
 @pytest.mark.parametrize(
-    ("method", "step", "number", "spoil", "where"),
+    ("method", "module", "number", "spoil", "where"),
     [
         (
             "dgl",
-            main_dgl.dgl_step,
+            main_dgl,
             4,
             lambda model, losses: (losses[0] * float("nan"), *losses[1:]),
             "epoch 1, step 1:",
         ),
-        ("dgl", main_dgl.dgl_step, 5, infinite_gradient, "epoch 1, step 2:"),
-        ("joint", joint_step, 3, lambda model, losses: (*losses[:2], losses[2] / 0), "epoch 1, step 0:"),
+        ("dgl", main_dgl, 5, infinite_gradient, "epoch 1, step 2:"),
+        ("joint", joint, 3, lambda model, losses: (*losses[:2], losses[2] / 0), "epoch 1, step 0:"),
     ],
     ids=["loss", "gradient of an epoch's last step", "visual loss"],
 )
-def test_what_is_not_finite_stops_the_run(corpus, tmp_path, capsys, monkeypatch, method, step, number, spoil, where):
-    monkeypatch.setattr(main_dgl, f"{method}_step", spoilt(step, number, spoil))
+def test_what_is_not_finite_stops_the_run(corpus, tmp_path, capsys, monkeypatch, method, module, number, spoil, where):
+    name = f"{method}_step"
+    monkeypatch.setattr(module, name, spoilt(getattr(module, name), number, spoil))
     command = ["--train", "--method", method, *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", tmp_path / "run"]
     with pytest.raises(SystemExit) as end:
         run_here(main_dgl, *command, "--num_workers", 0)

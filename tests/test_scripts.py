@@ -13,13 +13,14 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+import benchmark
 import main_dgl
 import valid
 from dataset import build_dataset
 from models.basic_model import AVClassifier
-from tests.conftest import ROOT, SMALL, data_flags, run_here, run_script, run_shell
-from utils import benchmark, checkpoint, options
-from utils.evaluation import evaluate
+from tests.conftest import ROOT, SMALL, data_flags, run_here, run_script, run_shell, settings_of
+from utils.results.evaluation import evaluate
+from utils.training import checkpoint
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_val_ratio_chooses_on_held_out_clips_and_tests_once(corpus, tmp_path, mo
     monkeypatch.setattr(main_dgl, "evaluate", watched)
     flags = [*data_flags(corpus), *SMALL, "--epochs", 3, "--learning_rate", 0.01, "--val_ratio", 0.3]
     run_here(main_dgl, "--train", *flags, "--num_workers", 0, "--ckpt_path", tmp_path)
-    args = options.training_parser(["CREMAD"], ["concat"], ["full"]).parse_args([*map(str, flags)])
+    args = settings_of(*flags)
     val, test = ([clip.label for clip in build_dataset(args, split).clips] for split in ("val", "test"))
     assert evaluated == [val] * 3 + [test] * 2 and val != test
     assert Counter(val) == dict.fromkeys(range(6), 1)
@@ -148,8 +149,7 @@ def test_linear_probe_fits_unaugmented_training_features(trained, corpus, tmp_pa
     model = AVClassifier(6)
     model.load_state_dict(checkpoint.load(folder / "best.pth")["model"])
     model.eval()
-    parser = options.training_parser(["CREMAD"], ["concat"], ["full"])
-    args = parser.parse_args([*map(str, data_flags(corpus)), *map(str, SMALL)])
+    args = settings_of(*data_flags(corpus), *SMALL)
     features = {}
     for split in ("train", "test"):
         items = list(build_dataset(args, split, training=False))

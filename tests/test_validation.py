@@ -13,14 +13,15 @@ from sklearn import metrics
 
 import valid
 from data.CREMAD import video_preprocessing
+from data.extraction import extract_sound, find_ffmpeg
+from data.lists import CREMAD_EMOTIONS
 from dataset import build_dataset
 from dataset.video import read_video
 from models.basic_model import AVClassifier
-from tests.conftest import SMALL, data_flags, ffmpeg, run_here, write_video
-from utils import checkpoint, options
-from utils.evaluation import BRANCHES, evaluate
-from utils.lists import CREMAD_EMOTIONS
-from utils.preprocessing import extract_sound, find_ffmpeg
+from tests.conftest import SMALL, data_flags, ffmpeg, run_here, settings_of, write_video
+from utils.results.evaluation import BRANCHES, evaluate
+from utils.results.tables import measure
+from utils.training import checkpoint
 
 
 def output_of(capsys, *flags):
@@ -52,7 +53,7 @@ def test_figures_are_those_of_scikit_learn(present, steps):
     if steps:
         predictions = {branch: (steps * values).round() / steps for branch, values in predictions.items()}
     names = tuple("ABCDEFG")
-    figures = valid.measure({"label": torch.from_numpy(label), **predictions}, names)
+    figures = measure({"label": torch.from_numpy(label), **predictions}, names)
     present = np.unique(label)
     for branch, probability in predictions.items():
         probability = probability.numpy()
@@ -137,8 +138,7 @@ def spoken(raw_corpus, tmp_path_factory):
     rows = "".join(f"{flv.stem},{flv.stem.split('_')[2]}\n" for flv in clips)
     for split in ("train", "test"):
         (root / f"{split}.csv").write_text(rows)
-    parser = options.training_parser(["CREMAD"], ["concat"], ["full"])
-    return root, parser.parse_args([*map(str, data_flags(root)), *map(str, SMALL)])
+    return root, settings_of(*data_flags(root), *SMALL)
 
 
 def shown(output):

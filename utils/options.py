@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.errors import InputError, OneLineParser
+from utils.errors import OneLineParser
 
 # Settings that a resumed run may change: how long, where, and on what machine it runs.
 FREE_SETTINGS = {"train", "resume", "epochs", "audio_path", "visual_path", "split_path", "cache_path", "cache_gb"}
@@ -124,8 +124,11 @@ def add_device_flags(group):
     group.add_argument("--gpu_ids", type=integers, default=[], metavar="ID", help="GPU to use, by number")
 
 
-def training_parser(datasets, fusion_methods, modalities):
-    """The parser of main_dgl.py; choices are given by the caller, since utils import no dataset and no model."""
+def training_parser(datasets, fusion_methods, modalities, methods, method_flags):
+    """The parser of main_dgl.py; choices and the methods' flags, {Flag: methods}, are given by the caller.
+
+    utils import neither datasets, models nor methods: utils/results/settings.py knows them.
+    """
     parser = OneLineParser(
         description="Train with Disentangled Gradient Learning or a baseline; without --train, evaluate best.pth."
     )
@@ -141,8 +144,7 @@ def training_parser(datasets, fusion_methods, modalities):
     group.add_argument(
         "--modality",
         choices=modalities,
-        default="full",
-        help="full (default): both encoders; audio, visual: that encoder alone with a linear classifier",
+        help="full: both encoders; audio, visual: as --method audio, visual (default: the method's)",
     )
 
     group = parser.add_argument_group("optimisation")
@@ -180,34 +182,23 @@ def training_parser(datasets, fusion_methods, modalities):
     group = parser.add_argument_group("method")
     group.add_argument(
         "--method",
-        choices=("dgl", "joint"),
-        default="dgl",
-        help="dgl (default); joint: ordinary end-to-end training of the same model, the baseline",
+        choices=methods,
+        help="training rule (default: dgl); joint is ordinary end-to-end training of the same model, the baseline",
     )
     group.add_argument(
-        "--alpha",
-        type=at_least(0, float),
-        default=4.0,
-        help="DGL: weight of the unimodal losses, the one value to tune: try 1 to 8 (default: 4)",
+        "--modulation", choices=("Normal", "OGM", "OGM_GE"), help="the authors' name for --method ogm, ogm_ge"
     )
     group.add_argument(
-        "--no_mgt", action="store_true", help="ablation of DGL: multimodal gradient reaches the encoders"
+        "--no_mgt", action="store_true", help="--method no_mgt: multimodal gradient reaches the encoders"
     )
-    group.add_argument("--no_ugt", action="store_true", help="ablation of DGL: unimodal gradient reaches fusion")
-    group.add_argument(
-        "--modulation",
-        choices=("Normal", "OGM", "OGM_GE"),
-        default="Normal",
-        help="with --method joint: modulate the encoders' gradients (Peng et al., CVPR 2022; default: Normal, do not)",
-    )
-    group.add_argument("--ogm_alpha", type=at_least(0, float), default=0.1, help="OGM: its strength (default: 0.1)")
-    for name, default, word in (("modulation_starts", 0, "first"), ("modulation_ends", 50, "last")):
+    group.add_argument("--no_ugt", action="store_true", help="--method no_ugt: unimodal gradient reaches fusion")
+    for flag, owners in method_flags.items():
         group.add_argument(
-            f"--{name}",
-            type=at_least(0),
-            default=default,
-            metavar="EPOCH",
-            help=f"OGM: {word} epoch, counted from 0, that is modulated (default: {default})",
+            f"--{flag.name}",
+            type=flag.type,
+            default=flag.default,
+            metavar=flag.metavar,
+            help=f"{', '.join(owners)}: {flag.help} (default: {flag.default:g})",
         )
 
     group = parser.add_argument_group("run")
@@ -317,12 +308,13 @@ def extraction_parser(description, root, min_frames=None):
 
 
 def parse_settings(parser, settings):
-    """Settings, {name: plain value}, as if they had been typed; None is not.
+    """Settings, {name: plain value}, as if they had been typed; None and False are not.
 
     Raises:
         InputError: a value that its flag does not take.
     """
-    return parser.parse_args([f"--{name}={value}" for name, value in settings.items() if value is not None])
+    typed = {name: value for name, value in settings.items() if value is not None and value is not False}
+    return parser.parse_args([f"--{name}" if value is True else f"--{name}={value}" for name, value in typed.items()])
 
 
 def parse(parser, argv=None):
@@ -333,32 +325,8 @@ def parse(parser, argv=None):
     return args, {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not untyped}
 
 
-def check_method(args, typed):
-    """Refuse flags of the method that contradict each other; warn of those of OGM and TensorBoard that have no effect.
-
-    Raises:
-        InputError: names the flag and what to leave out.
-    """
-    ablations = [f"--{name}" for name in ("no_mgt", "no_ugt") if getattr(args, name)]
-    if args.modality != "full" and (ablations or args.method == "joint" or args.modulation != "Normal"):
-        raise InputError(
-            f"--modality {args.modality}: one encoder alone has one way to train; "
-            "leave out --method, --modulation, --no_mgt, --no_ugt"
-        )
-    if args.method == "dgl" and args.modulation != "Normal":
-        raise InputError(
-            f"--modulation {args.modulation}: modulates the gradient of joint training, of which DGL leaves none; "
-            "add --method joint"
-        )
-    if args.method == "joint" and ablations:
-        raise InputError(f"{ablations[0]}: an ablation of DGL; leave out --method joint")
-    if args.modulation_starts > args.modulation_ends:
-        raise InputError(
-            f"--modulation_starts {args.modulation_starts}: after --modulation_ends {args.modulation_ends}"
-        )
-    for name in ("modulation_starts", "modulation_ends", "ogm_alpha"):
-        if name in typed and args.modulation == "Normal":
-            print(f"warning: --{name}: no effect with --modulation Normal", file=sys.stderr)
+def check_tensorboard(args, typed):
+    """Warn of flags of TensorBoard that have no effect."""
     for name in ("tensorboard_path", "tensorboard_steps"):
         if name in typed and not args.use_tensorboard:
             print(f"warning: --{name}: no effect without --use_tensorboard", file=sys.stderr)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from data.extraction import extract_all_sound, find_videos
+from data.lists import read_ave
 from utils.errors import run
-from utils.lists import read_ave
 from utils.options import extraction_parser
-from utils.preprocessing import extract_all_sound, find_videos
 
 
 def main():

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from data.lists import CREMAD_EMOTIONS
 from utils.errors import InputError, run
 from utils.files import write_text
-from utils.lists import CREMAD_EMOTIONS
 from utils.options import add_split_path, at_least, dataset_parser, ratio
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from data.extraction import extract_all_frames
 from utils.errors import InputError, run
 from utils.options import extraction_parser
-from utils.preprocessing import extract_all_frames
 
 
 def main():

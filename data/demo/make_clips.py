@@ -17,10 +17,10 @@ import numpy as np
 import soundfile
 from scipy.signal import lfilter
 
+from data.extraction import print_summary, quieten_decoders
 from utils.errors import InputError, run
 from utils.options import at_least, dataset_parser
 from utils.pool import process_clips
-from utils.preprocessing import print_summary, quieten_decoders
 
 RATE, FPS = 16000, 30000 / 1001
 WIDTH, HEIGHT = 480, 360

@@ -1,6 +1,6 @@
 """The table and the pictures of a comparison: mean and standard deviation over the seeds of every method.
 
-    python -m utils.comparison ckpt/compare/demo
+    python -m utils.results.comparison ckpt/compare/demo
 
 Reads the folders of finished runs that compare.sh leaves there; writes comparison.md, comparison.csv, curves.png and,
 where a method ran with more than one alpha, alpha.png.
@@ -13,10 +13,12 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from methods import METHODS, describe, flags
 from utils.errors import InputError, OneLineParser, run
-from utils.evaluation import BRANCHES
 from utils.files import write_text
 from utils.options import FREE_SETTINGS
+from utils.results.settings import as_of_today, label
+from utils.training.measurement import BRANCHES
 
 COLUMNS = {
     "fused": lambda figures: figures["fused"],
@@ -26,26 +28,16 @@ COLUMNS = {
     "probe visual": lambda figures: figures["linear_probe"]["visual"],
 }
 
-# Settings in which the runs of a comparison may differ, those of the machine among them.
-VARIED = {"method", "modulation", "modality", "no_mgt", "no_ugt", "alpha", "random_seed", *(FREE_SETTINGS - {"epochs"})}
-METHODS = ("audio alone", "visual alone", "joint", "OGM", "OGM-GE", "DGL -MGT -UGT", "DGL -MGT", "DGL -UGT", "DGL")
-
-
-def method_name(settings):
-    """The name of a run's method, and its alpha where the method has one, else None."""
-    if settings["modality"] != "full":
-        return f"{settings['modality']} alone", None
-    if settings["method"] == "joint":
-        return {"Normal": "joint", "OGM": "OGM", "OGM_GE": "OGM-GE"}[settings["modulation"]], None
-    left_out = [name for flag, name in (("no_mgt", "MGT"), ("no_ugt", "UGT")) if settings[flag]]
-    return "DGL" + "".join(f" -{name}" for name in left_out), settings["alpha"]
+# Settings in which the runs of a comparison may differ, those of the machine and of each method among them.
+VARIED = {"method", "modality", "random_seed", *(FREE_SETTINGS - {"epochs"}), *(flag.name for flag in flags())}
 
 
 def collect(folder):
     """The finished runs below a folder.
 
     Returns:
-        {(method, alpha): [{"log": epochs, "best": figures, "last": figures, "settings": settings} per seed]}
+        {(method, alpha): [{"log": epochs, "best": figures, "last": figures, "settings": settings} per seed]}, the keys
+        as `describe` tells a run's settings, in the order of METHODS
 
     Raises:
         InputError: there is none, one's files cannot be read, or they differ in more than method, alpha and seed.
@@ -58,23 +50,35 @@ def collect(folder):
             for name in ("best", "last"):
                 figures = json.loads((path.parent / f"{name}.json").read_text())
                 entry[name] = {column: value(figures) for column, value in COLUMNS.items()}
-            key = method_name(entry["settings"])
-            shared = {name: value for name, value in entry["settings"].items() if name not in VARIED}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            settings = entry["settings"] = as_of_today(entry["settings"])
+        except (OSError, ValueError, KeyError, TypeError, InputError) as error:
             raise InputError(f"{path.parent}: not a finished run ({error}); run compare.sh again") from None
-        first = shared if first is None else first
-        for name in sorted(first.keys() | shared.keys()):
-            if first.get(name) != shared.get(name):
+        key = describe(settings)
+        refuse_difference(path.parent, settings, first or settings, settings.keys() - VARIED)
+        first = first or settings
+        for other in runs[key]:
+            if other["settings"]["random_seed"] == settings["random_seed"]:
                 raise InputError(
-                    f"{path.parent}: --{name} is {shared.get(name)}, {first.get(name)} in another run beside it; "
-                    "move one of them away, or make it again with compare.sh"
+                    f"{path.parent}: a run of the same method and seed is beside it; move one of them away"
                 )
-        if any(other["settings"]["random_seed"] == entry["settings"]["random_seed"] for other in runs[key]):
-            raise InputError(f"{path.parent}: a run of the same method and seed is beside it; move one of them away")
+            refuse_difference(
+                path.parent, settings, other["settings"], settings.keys() - FREE_SETTINGS - {"random_seed"}
+            )
         runs[key].append(entry)
     if not runs:
         raise InputError(f"{folder}: no finished run in it; run compare.sh")
-    return dict(sorted(runs.items(), key=lambda item: (METHODS.index(item[0][0]), item[0][1] or 0)))
+    order = [entry.label for entry in METHODS.values()]
+    return dict(sorted(runs.items(), key=lambda item: (order.index(item[0][0]), item[0][1] or 0)))
+
+
+def refuse_difference(folder, settings, others, names):
+    """Raise InputError if a run's settings differ in one of `names` from another's beside it."""
+    for name in sorted(names):
+        if settings.get(name) != others.get(name):
+            raise InputError(
+                f"{folder}: --{name} is {settings.get(name)}, {others.get(name)} in another run beside it; "
+                "move one of them away, or make it again with compare.sh"
+            )
 
 
 def mean_and_deviation(values):
@@ -125,10 +129,6 @@ def comma_separated(rows):
     return file.getvalue()
 
 
-def label(method, alpha):
-    return method if alpha is None else f"{method}, alpha {alpha:g}"
-
-
 def new_figure():
     """Three panels side by side, one per branch -> (figure, {branch: axes})."""
     from matplotlib.figure import Figure
@@ -154,7 +154,7 @@ def draw(axes, x, values, **style):
 
 def save_with_legend(figure, panels, path):
     """Write the figure with one legend below its panels."""
-    from utils.figures import save_figure
+    from utils.results.figures import save_figure
 
     entries = {}
     for axes in panels.values():

@@ -16,9 +16,9 @@ from pathlib import Path
 import cv2
 import imageio_ffmpeg
 
+from data.flv import shorten_flv
 from utils.errors import InputError
 from utils.files import exclusive, write_csv
-from utils.flv import shorten_flv
 from utils.pool import ClipError, process_clips
 
 LFS_HEADER = b"version https://git-lfs.github.com/spec"
@@ -78,7 +78,7 @@ def find_class_videos(source, classes=None):
 def extract_frames(video, folder, unfinished, per_second=1, min_frames=1):
     """Write frames 0, k, 2k, ... of a video to `folder` as `<frame index, 5 digits>.jpg`, all of them or nothing.
 
-    k = int(frames per second / per_second), at least 1 (DESIGN section 1, Datasets). Other frames are never converted
+    k = int(frames per second / per_second), at least 1 (the authors' rule). Other frames are never converted
     to pictures, and in an FLV not even decoded unless a kept one depends on them. A `folder` that is there already is
     complete, and is left alone. `unfinished` is a folder on the same disk, to write in.
 

@@ -3,8 +3,8 @@
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from utils import distributed
 from utils.errors import InputError
+from utils.training import distributed
 
 
 def refuse_single_values(args, dataset):

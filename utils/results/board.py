@@ -3,10 +3,8 @@
 import os
 
 from utils.errors import InputError
-from utils.evaluation import BRANCHES
-from utils.journal import LOSSES
-from utils.measurement import MODULES
 from utils.options import FREE_SETTINGS
+from utils.training.measurement import BRANCHES, LOSSES, MODULES
 
 # What a row of the log holds -> the name of its series. TensorBoard puts those with the same first part together.
 SERIES = {"learning_rate": "learning_rate", "seconds": "seconds"}

@@ -2,8 +2,8 @@
 
 import signal
 
-from utils import distributed
 from utils.errors import Interrupted
+from utils.training import distributed
 
 
 class Interruption:

@@ -1,20 +1,20 @@
 """The rules beside DGL: their gradients against the equations, and which loss reaches which module."""
 
-from functools import partial
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from main_dgl import choose_step, dgl_step
-from models import FUSION_MODULES
-from tests.test_dgl_step import ALPHA, FORMULAS, assert_equal_gradients, batch, build, features
-from utils import options
-from utils.baselines import ablation_step, joint_step
+from main_dgl import dgl_step
+from methods import build_method, resolve
+from methods.ablations import ablation_step
+from models.basic_model import AVClassifier
+from tests.conftest import method_of, settings_of
+from tests.test_dgl_step import ALPHA, CLASSES, FORMULAS, assert_equal_gradients, batch, build, features
+from utils.results.settings import as_of_today
 
 
 def written_out(model, fusion_method, spectrogram, frames, label):
-    """The multimodal and the unimodal loss by DESIGN's formulas, in one graph, and each modality's logits."""
+    """The multimodal and the unimodal loss by the formulas, in one graph, and each modality's logits."""
     fused, audio_alone, video_alone = FORMULAS[fusion_method]
     weights = dict(model.fusion_module.named_parameters())
     a, v = features(model, spectrogram, frames)
@@ -38,7 +38,7 @@ def gradients(loss, named):
 @pytest.mark.parametrize("fusion_method", ["concat", "gated"])
 def test_joint_gradients(fusion_method):
     model, clips = build(fusion_method), batch()
-    losses = joint_step(model, *clips)
+    losses = method_of(model, "--method", "joint").step(model, *clips)
     multimodal, unimodal, logits_a, _ = written_out(model, fusion_method, *clips)
     assert_equal_gradients(
         model.named_parameters(), torch.autograd.grad(multimodal, list(model.parameters()), retain_graph=True)
@@ -52,7 +52,8 @@ def test_joint_gradients(fusion_method):
 @pytest.mark.parametrize(("mgt", "ugt"), [(True, True), (False, True), (True, False), (False, False)])
 def test_which_loss_reaches_which_module(fusion_method, mgt, ugt):
     model, clips = build(fusion_method), batch()
-    ablation_step(model, *clips, ALPHA, mgt=mgt, ugt=ugt)
+    flags = [flag for flag, kept in (("--no_mgt", mgt), ("--no_ugt", ugt)) if not kept]
+    method_of(model, "--alpha", ALPHA, *flags).step(model, *clips)
     multimodal, unimodal, _, _ = written_out(model, fusion_method, *clips)
     encoders, fusion = split_parameters(model)
     for named, of_multimodal, of_unimodal in ((encoders, not mgt, True), (fusion, True, not ugt)):
@@ -93,7 +94,7 @@ def test_ogm_slows_the_leading_encoder_alone(fusion_method, leader, other):
     score = {name: sum(rows[i, k] for i, k in enumerate(label)) for name, rows in probabilities.items()}
     rho = (score[leader] / score[other]).detach()
     assert rho > 1
-    joint_step(model, *clips, modulation="OGM", ogm_alpha=0.6)
+    method_of(model, "--method", "ogm", "--ogm_alpha", 0.6).step(model, *clips)
     named = list(model.named_parameters())
     expected = [
         gradient * (1 - torch.tanh(0.6 * rho)) if name.startswith(leader) and p.dim() == 4 else gradient
@@ -107,8 +108,8 @@ def test_ogm_slows_the_leading_encoder_alone(fusion_method, leader, other):
 def test_ge_noise_has_the_gradients_own_deviation():
     clips, noisy, quiet = batch(), build("concat"), build("concat")
     torch.manual_seed(5)
-    joint_step(noisy, *clips, modulation="OGM_GE", ogm_alpha=0.6)
-    joint_step(quiet, *clips, modulation="OGM", ogm_alpha=0.6)
+    method_of(noisy, "--method", "ogm_ge", "--ogm_alpha", 0.6).step(noisy, *clips)
+    method_of(quiet, "--method", "ogm", "--ogm_alpha", 0.6).step(quiet, *clips)
     plain = gradients(written_out(quiet, "concat", *clips)[0], list(quiet.named_parameters()))
     noises = []
     for (name, p), (_, q), gradient in zip(noisy.named_parameters(), quiet.named_parameters(), plain, strict=True):
@@ -124,20 +125,52 @@ def test_ge_noise_has_the_gradients_own_deviation():
     assert len({noise[:3].sum().item() for noise in noises}) == len(noises)  # drawn anew for every gradient
 
 
-def settings(*flags):
-    parser = options.training_parser(("CREMAD",), tuple(FUSION_MODULES), ("full", "audio", "visual"))
-    return parser.parse_args(list(flags))
-
-
 def test_modulation_window():
-    args = settings("--method", "joint", "--modulation", "OGM", "--modulation_starts", "2", "--modulation_ends", "4")
-    used = [choose_step(args, epoch).keywords["modulation"] for epoch in range(6)]
-    assert used == ["Normal", "Normal", "OGM", "OGM", "OGM", "Normal"]
+    flags = ["--method", "ogm", "--modulation_starts", 2, "--modulation_ends", 4]
+    method, model, clips = method_of(build("concat"), *flags), build("concat"), batch()
+    plain, norms = method_of(model, "--method", "joint"), []
+    for rule, epochs in ((plain, [0]), (method, range(6))):
+        for rule.epoch in epochs:
+            model.zero_grad()
+            rule.step(model, *clips)
+            norms.append([p.grad.norm() for p in model.parameters()])
+    assert [of_epoch != norms[0] for of_epoch in norms[1:]] == [False, False, True, True, True, False]
 
 
-def test_flags_choose_the_step():
-    assert choose_step(settings(), 0).func is dgl_step
-    step = choose_step(settings("--no_mgt", "--alpha", "2"), 0)
-    assert isinstance(step, partial) and step.func is ablation_step
-    assert step.keywords == {"alpha": 2.0, "mgt": False, "ugt": True}
-    assert choose_step(settings("--no_ugt"), 0).keywords["ugt"] is False
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ([], "dgl"),
+        (["--modulation", "Normal"], "dgl"),
+        (["--method", "dgl", "--no_mgt"], "no_mgt"),
+        (["--no_mgt", "--no_ugt"], "no_mgt+no_ugt"),
+        (["--method", "no_ugt"], "no_ugt"),
+        (["--method", "joint", "--modulation", "OGM_GE"], "ogm_ge"),
+        (["--modulation", "OGM"], "ogm"),
+        (["--modality", "audio"], "audio"),
+        (["--method", "visual"], "visual"),
+    ],
+)
+def test_flags_choose_the_method(flags, name):
+    args = settings_of(*flags)
+    assert args.method == name and args.modality == (name if name in ("audio", "visual") else "full")
+    model = AVClassifier(CLASSES, modality=args.modality)
+    assert type(build_method(args, model)).__name__.lower() in (
+        name.replace("_", "").replace("+", ""),
+        "unimodal",
+        name,
+    )
+    assert resolve(vars(args)) == vars(args)  # as a checkpoint records them
+
+
+def test_a_method_has_its_own_flags_alone():
+    assert settings_of("--alpha", 2).alpha == 2 and not hasattr(settings_of("--alpha", 2), "ogm_alpha")
+    joint = vars(settings_of("--method", "joint"))
+    assert not joint.keys() & {"alpha", "ogm_alpha", "modulation", "no_mgt"}
+
+
+def test_settings_of_an_older_run_are_those_of_today():
+    """What was not recorded counts as its default, and names of today stand for those of before."""
+    recorded = {"method": "joint", "modulation": "OGM_GE", "modality": "full", "no_mgt": False, "ogm_alpha": 0.4}
+    today = as_of_today(recorded | {"alpha": 4.0})
+    assert today == vars(settings_of("--method", "ogm_ge", "--ogm_alpha", 0.4))

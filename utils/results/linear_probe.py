@@ -2,8 +2,8 @@
 
 import torch
 
-from utils.device import to_device
 from utils.errors import InputError
+from utils.training.device import to_device
 
 
 @torch.inference_mode()

@@ -5,6 +5,18 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 MODULES = {"fusion": "fusion_module", "audio": "audio_net", "visual": "visual_net"}
+BRANCHES = ("fused", "audio", "visual")
+
+# What is measured of a step, (3, 3), and its names in the log: losses, right answers, gradient magnitudes.
+LOSSES = ("loss", "loss_a", "loss_v")
+HITS = tuple(f"train_{branch}" for branch in BRANCHES)
+GRADIENTS = tuple(f"gradient_{module}" for module in MODULES)
+
+
+def named(measured):
+    """Figures (3, 3) by their names in the log; None for NaN, which the model lacks or nobody measured."""
+    values = (None if value != value else value for value in measured.flatten().tolist())
+    return dict(zip((*LOSSES, *HITS, *GRADIENTS), values, strict=True))
 
 
 class WatchedLosses(TorchFunctionMode):

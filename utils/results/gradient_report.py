@@ -2,19 +2,19 @@
 
 import torch
 
-from utils.measurement import MODULES, WatchedLosses, gradient_norms
+from utils.training.measurement import MODULES, WatchedLosses, gradient_norms
 
 LOSSES = ("L_m", "L_a", "L_v")
 
 
-def gradient_report(step, model, spectrogram, frames, label):
+def gradient_report(method, model, spectrogram, frames, label):
     """Run one batch through a training step, with one loss at a time, and measure what arrives in `.grad`.
 
     The step's gradients are linear in its losses. So each row is the step itself, run with every other loss times 0:
-    how it leads and weights the gradient is seen, not supposed.
+    how it leads and weights the gradient is seen, not supposed. Of a method that is not linear there is the last row.
 
     Args:
-        step: a function of (model, spectrogram, frames, label), as `choose_step` gives it.
+        method: Method.
         model: AVClassifier; its gradients are cleared, its weights stay.
         spectrogram, frames, label: as `dgl_step`.
 
@@ -25,14 +25,21 @@ def gradient_report(step, model, spectrogram, frames, label):
 
     def run(weights=None):
         torch.manual_seed(0)  # OGM-GE draws noise
+        squares = torch.zeros(len(MODULES), dtype=torch.float64)
+
+        def finish():
+            squares.add_(gradient_norms(model).cpu() ** 2)
+            model.zero_grad()
+
         model.zero_grad()
         with WatchedLosses(weights) as watched:
-            losses = step(model, spectrogram, frames, label)
-        norms = dict(zip(MODULES, gradient_norms(model).tolist(), strict=True))
-        model.zero_grad()
+            losses = method.update(model, spectrogram, frames, label, finish)
+        norms = dict(zip(MODULES, squares.sqrt().tolist(), strict=True))
         return watched.find(losses), {name: norm for name, norm in norms.items() if norm == norm}  # NaN: lacks it
 
     numbers, whole = run()
+    if not method.linear:
+        return {"all": whole}
     count = len({number for number in numbers if number is not None})
     rows = {}
     for name, number in zip(LOSSES, numbers, strict=True):

@@ -1,7 +1,7 @@
 """How fast and how lean: each part beside the plain way of this field, which is written out here, in one run.
 
-    python -m utils.benchmark                   # everything, a few minutes on 2 CPU cores
-    python -m utils.benchmark reader startup    # some of it
+    python benchmark.py                   # everything, a few minutes on 2 CPU cores
+    python benchmark.py reader startup    # some of it
 
 The clips are made for it: 2.5 s of sound at 16 kHz and a picture of 480 x 360, as CREMA-D's. Ways to do the same take
 turns; the table has medians, and the ratio of ours to the plain way. Step and epoch run on a GPU where there is one.
@@ -18,8 +18,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from utils.errors import OneLineParser, run
-from utils.memory import return_large_tensors
 from utils.options import at_least
+from utils.training.memory import return_large_tensors
 
 PARTS = ("reader", "step", "epoch", "startup", "preprocessing")
 CLIPS = 64
@@ -51,7 +51,7 @@ def make_clips(root):
     import numpy as np
     import soundfile
 
-    from utils.lists import CREMAD_EMOTIONS
+    from data.lists import CREMAD_EMOTIONS
 
     (root / "AudioWAV").mkdir()
     rows = []
@@ -69,13 +69,14 @@ def make_clips(root):
 
 def settings(root, **changes):
     """The training flags with those clips -> Namespace."""
-    from dataset import DATASETS, fill_defaults
-    from models import FUSION_MODULES, MODALITIES
-    from utils import options
+    from dataset import fill_defaults
+    from methods import resolve
+    from utils.options import parse_settings
+    from utils.results.settings import training_parser
 
     flags = {"audio_path": root / "AudioWAV", "visual_path": root, "split_path": root, "cache_path": root / "cache"}
-    parser = options.training_parser(tuple(DATASETS), tuple(FUSION_MODULES), MODALITIES)
-    return fill_defaults(options.parse_settings(parser, {**flags, "ckpt_path": root / "run", **changes}))
+    args = parse_settings(training_parser(), {**flags, "ckpt_path": root / "run", **changes})
+    return fill_defaults(Namespace(**resolve(vars(args))))
 
 
 def measure_reader(root, rounds):
@@ -89,7 +90,7 @@ def measure_reader(root, rounds):
 
     from dataset import build_dataset
     from dataset.cache import prepare
-    from utils.device import IMAGENET_MEAN, IMAGENET_STD, to_device
+    from utils.training.device import IMAGENET_MEAN, IMAGENET_STD, to_device
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -138,12 +139,12 @@ def one_step(way, batch_size, rounds):
     import torch.nn.functional as F
 
     from main_dgl import dgl_step, initial_model
-    from utils.device import choose_device, set_precision
+    from utils.training.device import choose_device, set_precision
 
     device = choose_device()
     set_precision(deterministic=False)
-    args = Namespace(random_seed=0, dataset="CREMAD", fusion_method="concat", modality="full", amp=None)
-    model = initial_model(args, device).train()
+    model, _ = initial_model(settings("."), device)
+    model.train()
     if way == "plain":
         model.to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -182,10 +183,9 @@ def one_step(way, batch_size, rounds):
 
 def step_apart(way, batch_size, rounds):
     """`one_step` in a process of its own -> [seconds, GiB]."""
-    command = [sys.executable, "-m", "utils.benchmark", "--way", way]
+    command = [sys.executable, "benchmark.py", "--way", way]
     command += ["--batch_size", str(batch_size), "--rounds", str(rounds)]
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True, check=True)
     return [float(word) for word in done.stdout.split()]
 
 
@@ -213,7 +213,7 @@ class InMemory(list):
 class Silence:
     """A journal that shows nothing."""
 
-    def watch(self, batches, *_):
+    def watch(self, batches, first):
         return batches
 
     def step(self, *_):
@@ -223,20 +223,20 @@ class Silence:
 def measure_epoch(root, rounds):
     """An epoch of training through the loader, beside the same with its batches in memory."""
     from dataset.loader import build_loader
-    from main_dgl import build_optimizer, initial_model, start_of, train_epoch
-    from utils.device import choose_device, set_precision
-    from utils.distributed import Shared
-    from utils.interruption import Interruption
+    from main_dgl import initial_model, train_epoch
+    from utils.training.device import choose_device, set_precision
+    from utils.training.run import Run, start_of
 
     device, args = choose_device(), settings(root, batch_size=16, learning_rate=1e-4)
     set_precision(deterministic=False)
     loader = build_loader(args, "train", device)
-    model = initial_model(args, device)
-    optimizer, _ = build_optimizer(model, args)
+    run = Run(args, device, *initial_model(args, device), {"train": loader})
+    run.journal = Silence()
     memory = InMemory(loader)
 
     def epoch(batches):
-        train_epoch(model, Shared(model), batches, optimizer, device, args, start_of(0), Interruption(), Silence())
+        run.loader, run.progress = batches, start_of(0)
+        train_epoch(run)
 
     times = take_turns(
         {"batches in memory": lambda: epoch(memory), "through the loader": lambda: epoch(loader)}, rounds
@@ -259,8 +259,8 @@ def measure_preprocessing(root, rounds):
     """Frames of 16 FLV clips, 480 x 360, 30 frames a second, Sorenson's codec as CREMA-D's, on all cores."""
     import cv2
 
+    from data.extraction import extract_frames, find_ffmpeg, quieten_decoders
     from utils.pool import process_clips
-    from utils.preprocessing import extract_frames, find_ffmpeg, quieten_decoders
 
     for k in range(16):
         command = [find_ffmpeg(), "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=480x360:rate=30:duration=2.5"]
@@ -287,7 +287,7 @@ def measure_preprocessing(root, rounds):
 
 
 def main():
-    parser = OneLineParser(prog="utils.benchmark", description="Measure reader, step, epoch, start-up, preprocessing.")
+    parser = OneLineParser(description="Measure reader, step, epoch, start-up, preprocessing.")
     parser.add_argument("parts", nargs="*", choices=(*PARTS, "all"), default="all", help="what to measure")
     parser.add_argument("--rounds", type=at_least(1), default=3, metavar="N", help="turns of each way (default: 3)")
     parser.add_argument(

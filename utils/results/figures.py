@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.evaluation import BRANCHES
 from utils.files import replacing
+from utils.training.measurement import BRANCHES
 
 COUNTED = 12  # up to so many classes every cell holds its number of clips
 NAMED = 50  # up to so many classes every one is named on the axes, of more an even selection

@@ -25,31 +25,32 @@ def save(path, model, settings, **state):
         raise InputError(f"{path}: cannot be written ({reason}); free space or choose another folder") from None
 
 
-def resume(path, settings, model, optimizer, scheduler):
-    """Put model, optimiser and schedule into the state saved at `path` and return the checkpoint.
+def resume(run, as_of_today):
+    """Put a run's model, method, optimiser and schedule into the state saved at its last.pth and return the checkpoint.
 
     Args:
-        path: last.pth of a run of main_dgl.py.
-        settings: those of the run that resumes; they are the checkpoint's, FREE_SETTINGS aside.
-        model, optimizer, scheduler: as the run built them; changed in place.
+        run: a Run; changed in place. Its settings must be the checkpoint's, FREE_SETTINGS aside.
+        as_of_today: a function that gives an older run's settings the form of today's.
 
     Raises:
-        InputError: `path` is no checkpoint of main_dgl.py, or was made with other settings, which are named.
+        InputError: it is no checkpoint of main_dgl.py, or was made with other settings, which are named.
     """
+    path, settings = run.last_path, vars(run.args)
     saved = load(path)
     if saved["authors"] or not {"optimizer", "scheduler", "progress", "log"} <= saved.keys():
         raise InputError(f"{path}: no run to resume is in it; remove it, or choose another --ckpt_path")
-    before = saved["settings"]
-    for name in sorted((settings.keys() | before.keys()) - FREE_SETTINGS):
+    before = as_of_today(saved["settings"])
+    for name in sorted((settings.keys() | before.keys()) - FREE_SETTINGS, key=lambda name: (name != "method", name)):
         if settings.get(name) != before.get(name):
             raise InputError(
                 f"--{name} {settings.get(name)}: {path} was made with {before.get(name)}; "
                 "give the same again, or choose another --ckpt_path"
             )
     try:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
+        run.model.load_state_dict(saved["model"])
+        run.method.load_state_dict(saved.get("method", {}))
+        run.optimizer.load_state_dict(saved["optimizer"])
+        run.schedule.load_state_dict(saved["scheduler"])
         progress, log = saved["progress"], saved["log"]
         usable = progress["epoch"] >= 0 and progress["step"] >= 0 and progress["totals"].shape == (3, 3)
         if not usable or not all(row["fused"] >= 0 for row in log):

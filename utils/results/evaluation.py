@@ -3,10 +3,9 @@
 import numpy as np
 import torch
 
-from utils import distributed
-from utils.device import to_device
-
-BRANCHES = ("fused", "audio", "visual")
+from utils.training import distributed
+from utils.training.device import to_device
+from utils.training.measurement import BRANCHES
 
 
 @torch.inference_mode()
@@ -15,8 +14,8 @@ def evaluate(model, dataloader, device, watch=iter):
 
     Args:
         model: AVClassifier; left in evaluation mode.
-        dataloader: batches as utils.device.to_device takes them; in several processes a loader of dataset/loader.py,
-            of which each sees its part.
+        dataloader: batches as utils.training.device.to_device takes them; in several processes a loader of
+            dataset/loader.py, of which each sees its part.
         device: where the model is.
         watch: what to draw the loader's batches through, such as Interruption.watch.
 
