@@ -5,7 +5,7 @@
 # Time:      the demo's 15 runs: 42 minutes on 2 CPU cores that had other work beside it. Others: not measured.
 # Writes:    $out/comparison.md, .csv, curves.png and, with several alphas, alpha.png; a folder per run beside them.
 # Finished runs are not repeated, others go on where they stopped: interrupt it, or add a seed, and start it again.
-# Flags given here go to every training run; method, modality, modulation, alpha and seed are those of the lists:
+# Flags given here go to every training run; method, alpha and seed are those of the lists:
 #   bash compare.sh                                             # the demo
 #   dataset=CREMAD seeds=0 alphas='1 2 4 8' bash compare.sh --epochs 50
 set -euo pipefail
@@ -14,8 +14,8 @@ source utils/environment.sh
 ensure_packages
 
 dataset=${dataset:-demo}                               # demo, or a name that --dataset takes
-methods=${methods:-"audio visual joint OGM_GE dgl"}    # also: OGM, no_mgt, no_ugt, no_mgt+no_ugt
-alphas=${alphas:-4}                                    # for dgl and its ablations
+methods=${methods:-"audio visual joint ogm_ge dgl"}    # of those that `python -m methods` lists
+alphas=${alphas:-4}                                    # for the methods that have it, dgl and its ablations
 seeds=${seeds:-"0 1 2"}
 out=${out:-ckpt/compare/$dataset}
 
@@ -31,7 +31,6 @@ fi
 compare() { # name of the run, flags of its method
   local run=$out/$1 command
   shift
-  set -- --method dgl --modulation Normal --modality full "$@" # of the lists, whatever the flags say
   command="main_dgl.py --train ${flags[*]} $*"
   if [ -e "$run/command" ] && [ "$(cat "$run/command")" != "$command" ]; then
     echo "error: $run: holds a run with other flags; remove it, or choose another folder with out=" >&2
@@ -50,24 +49,17 @@ compare() { # name of the run, flags of its method
 }
 
 flags+=("$@")
+rules=$("$PYTHON" -m methods $methods) # <name>:<flag that is tuned>
 for seed in $seeds; do
-  for method in $methods; do
-    case $method in
-      audio | visual) compare "$method-seed$seed" --random_seed "$seed" --modality "$method" ;;
-      joint) compare "joint-seed$seed" --random_seed "$seed" --method joint ;;
-      OGM | OGM_GE) compare "$method-seed$seed" --random_seed "$seed" --method joint --modulation "$method" ;;
-      dgl) for alpha in $alphas; do compare "dgl-alpha$alpha-seed$seed" --random_seed "$seed" --alpha "$alpha"; done ;;
-      no_mgt | no_ugt | no_mgt+no_ugt)
-        ablations=(--${method//+/ --})
-        for alpha in $alphas; do
-          compare "$method-alpha$alpha-seed$seed" --random_seed "$seed" --alpha "$alpha" ${ablations[@]}
-        done
-        ;;
-      *)
-        echo "error: methods: '$method' is none of audio visual joint OGM OGM_GE dgl no_mgt no_ugt no_mgt+no_ugt" >&2
-        exit 2
-        ;;
-    esac
+  for rule in $rules; do
+    name=${rule%%:*}
+    if [ "${rule#*:}" = alpha ]; then
+      for alpha in $alphas; do
+        compare "$name-alpha$alpha-seed$seed" --random_seed "$seed" --method "$name" --alpha "$alpha"
+      done
+    else
+      compare "$name-seed$seed" --random_seed "$seed" --method "$name"
+    fi
   done
 done
-"$PYTHON" -m utils.comparison "$out"
+"$PYTHON" -m utils.results.comparison "$out"

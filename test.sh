@@ -6,5 +6,6 @@ source utils/environment.sh
 make_environment
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+"$(dirname "$PYTHON")/lint-imports" --no-logo --no-cache # who may import whom: pyproject.toml
 # a process per core, with a test file at a time and one thread
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist loadscope "$@"

@@ -1,0 +1,24 @@
+"""The flags of the scripts: none comes or goes by accident."""
+
+from utils.results import settings
+
+DATA = "dataset audio_path visual_path split_path fps num_frame image_size val_ratio cache_path cache_gb batch_size"
+DATA = {*DATA.split(), "num_workers"}
+DEVICE = {"device", "gpu_ids"}
+METHOD = {"method", "modulation", "no_mgt", "no_ugt", "alpha", "ogm_alpha", "modulation_starts", "modulation_ends"}
+MODEL = {"fusion_method", "modality", "epochs", "optimizer", "learning_rate", "lr_decay_step", "lr_decay_ratio", "amp"}
+RUN = {"train", "max_skipped", "resume", "ckpt_path", "gradient_report", "random_seed", "deterministic"}
+BOARD = {"use_tensorboard", "tensorboard_path", "tensorboard_steps"}
+VALIDATION = {"ckpt_path", "video", "linear_probe", "json", "confusion", "predictions"}
+
+
+def names(parser):
+    return {action.dest for action in parser._actions} - {"help"}
+
+
+def test_flags_of_training():
+    assert names(settings.training_parser()) == DATA | DEVICE | METHOD | MODEL | RUN | BOARD
+
+
+def test_flags_of_validation():
+    assert names(settings.validation_parser()) == DATA | DEVICE | VALIDATION
