@@ -5,6 +5,7 @@ import json
 import os
 import statistics
 import sys
+import weakref
 
 import torch
 from tqdm import tqdm
@@ -25,7 +26,8 @@ class Journal:
     """
 
     def __init__(self, run):
-        self.run, self.args, self.bar, self.board = run, run.args, None, None
+        self.run = weakref.proxy(run)  # no circle: reader processes end with the last reference to the run
+        self.args, self.bar, self.board = run.args, None, None
         if distributed.rank() > 0:
             return
         self.write_log()
