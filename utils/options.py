@@ -68,11 +68,7 @@ def add_data_flags(parser, datasets):
     group.add_argument("--visual_path", metavar="DIR", help="folder that holds the frames (default: likewise)")
     group.add_argument("--split_path", metavar="DIR", help="folder of the dataset's lists (default: likewise)")
     group.add_argument(
-        "--fps",
-        type=at_least(1),
-        default=1,
-        metavar="N",
-        help="read frames extracted at N per second (default: 1)",
+        "--fps", type=at_least(1), default=1, metavar="N", help="read frames extracted at N per second (default: 1)"
     )
     group.add_argument(
         "--num_frame",
@@ -136,10 +132,7 @@ def training_parser(datasets, fusion_methods, modalities, methods, method_flags)
 
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--fusion_method",
-        choices=fusion_methods,
-        default="concat",
-        help="fusion module (default: %(default)s)",
+        "--fusion_method", choices=fusion_methods, default="concat", help="fusion module (default: %(default)s)"
     )
     group.add_argument(
         "--modality",
@@ -150,10 +143,7 @@ def training_parser(datasets, fusion_methods, modalities, methods, method_flags)
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=at_least(1), default=100, metavar="N", help="epochs (default: 100)")
     group.add_argument(
-        "--optimizer",
-        choices=("sgd", "AdaGrad", "Adam"),
-        default="sgd",
-        help="sgd (default) has momentum 0.9",
+        "--optimizer", choices=("sgd", "AdaGrad", "Adam"), default="sgd", help="sgd (default) has momentum 0.9"
     )
     group.add_argument("--learning_rate", type=positive, default=0.001, metavar="LR", help="(default: 0.001)")
     group.add_argument(
@@ -165,11 +155,7 @@ def training_parser(datasets, fusion_methods, modalities, methods, method_flags)
     )
     group.add_argument("--lr_decay_ratio", type=positive, default=0.1, metavar="R", help="decay factor (default: 0.1)")
     group.add_argument(
-        "--random_seed",
-        type=at_least(0),
-        default=0,
-        metavar="N",
-        help="initial weights, order, crops (default: 0)",
+        "--random_seed", type=at_least(0), default=0, metavar="N", help="initial weights, order, crops (default: 0)"
     )
 
     group.add_argument("--amp", choices=("bf16",), help="train the encoders in bfloat16 (autocast; default: float32)")
