@@ -238,10 +238,8 @@ def measure_epoch(root, rounds):
         run.loader, run.progress = batches, start_of(0)
         train_epoch(run)
 
-    times = take_turns(
-        {"batches in memory": lambda: epoch(memory), "through the loader": lambda: epoch(loader)}, rounds
-    )
-    print_rows(f"epoch of {CLIPS}", "s", times)
+    ways = {"batches in memory": lambda: epoch(memory), "through the loader": lambda: epoch(loader)}
+    print_rows(f"epoch of {CLIPS}", "s", take_turns(ways, rounds))
 
 
 def measure_startup(root, rounds):

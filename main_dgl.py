@@ -14,7 +14,7 @@ from argparse import Namespace
 from functools import partial
 
 from dataset import DATASETS, fill_defaults
-from methods import build, check_flags, resolve
+from methods import build, check_flags, describe, resolve
 from utils import options
 from utils.errors import InputError, run
 from utils.results import settings
@@ -134,7 +134,7 @@ def train(args, device):
     loaders = load_clips(args, device, ("train", chosen_on, "test"))
     this = Run(args, device, *initial_model(args, device), loaders)
     with this.opened(settings.as_of_today), Journal(this) as this.journal:
-        steps, method = len(loaders["train"]), settings.title(vars(args))
+        steps, method = len(loaders["train"]), settings.label(*describe(vars(args)))
         print(f"training on {device}, {method}, {steps} steps an epoch, checkpoints in {args.ckpt_path}")
         with this.saved_when_interrupted():
             while this.progress["epoch"] < args.epochs:
@@ -199,7 +199,7 @@ def show_gradients(args):
     batch = to_device(next(iter(build_loader(args, "train", device))), device)
     model, method = initial_model(args, device)
     method.epoch = getattr(args, "modulation_starts", 0)
-    print(f"{settings.title(vars(args))}: L2 norm of the gradient that each loss sends to each module")
+    print(f"{settings.label(*describe(vars(args)))}: L2 norm of the gradient that each loss sends to each module")
     print(as_table(gradient_report(method, model.train(), *batch)))
 
 

@@ -35,9 +35,8 @@ DATASETS = {
 def fill_defaults(args):
     """Give the flags that a dataset decides (paths, num_frame) its values where they are None. Returns args."""
     entry = DATASETS[args.dataset]
-    args.audio_path = args.audio_path or entry.index.audio_path
-    args.visual_path = args.visual_path or entry.index.visual_path
-    args.split_path = args.split_path or entry.index.split_path
+    for name in ("audio_path", "visual_path", "split_path"):
+        setattr(args, name, getattr(args, name) or getattr(entry.index, name))
     args.num_frame = args.num_frame or entry.num_frame
     return args
 

@@ -32,28 +32,21 @@ def at_least(minimum, kind=int):
     return number
 
 
-def positive(text):
-    """An argparse type: a finite number above 0."""
-    value = at_least(0, float)(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("0 is not above 0")
-    return value
+def number_that(holds, words):
+    """An argparse type: a finite number of at least 0 for which `holds` is true, else an error in these words."""
+
+    def number(text):
+        value = at_least(0, float)(text)
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {words}")
+        return value
+
+    return number
 
 
-def ratio(text):
-    """An argparse type: a number above 0 and below 1."""
-    value = at_least(0, float)(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def share(text):
-    """An argparse type: a number from 0 to 1."""
-    value = at_least(0, float)(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text} is above 1")
-    return value
+positive = number_that(lambda value: value > 0, "above 0")
+ratio = number_that(lambda value: 0 < value < 1, "between 0 and 1")
+share = number_that(lambda value: value <= 1, "at most 1")
 
 
 def integers(text):

@@ -6,8 +6,6 @@ Reads the folders of finished runs that compare.sh leaves there; writes comparis
 where a method ran with more than one alpha, alpha.png.
 """
 
-import csv
-import io
 import json
 import statistics
 from collections import defaultdict
@@ -15,7 +13,7 @@ from pathlib import Path
 
 from methods import METHODS, describe, flags
 from utils.errors import InputError, OneLineParser, run
-from utils.files import write_text
+from utils.files import write_csv, write_text
 from utils.options import FREE_SETTINGS
 from utils.results.settings import as_of_today, label
 from utils.training.measurement import BRANCHES
@@ -91,7 +89,7 @@ def mean_and_deviation(values):
 def tabulate(runs):
     """Rows of a table, best epochs and last ones: [{"method": .., "alpha": .., "seeds": .., "epoch": .., ...}].
 
-    Each of COLUMNS has its mean and its standard deviation, under `<column>` and `<column> std`.
+    Each of COLUMNS has its mean and its standard deviation, 0 to 1, under `<column>` and `<column> std`.
     """
     rows = []
     for (method, alpha), entries in runs.items():
@@ -118,15 +116,6 @@ def markdown(rows):
         cells = [row["method"], alpha, str(row["seeds"]), row["epoch"], *(cell(row, column) for column in COLUMNS)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def comma_separated(rows):
-    """The table as CSV: accuracies from 0 to 1, empty where a model lacks the branch."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
 
 
 def new_figure():
@@ -204,7 +193,7 @@ def main():
     runs = collect(folder)
     rows = tabulate(runs)
     write_text(folder / "comparison.md", markdown(rows))
-    write_text(folder / "comparison.csv", comma_separated(rows))
+    write_csv(folder / "comparison.csv", [rows[0], *(row.values() for row in rows)])
     plot_curves(runs, folder / "curves.png")
     plot_alphas(runs, folder / "alpha.png")
     print(markdown(rows), end="")

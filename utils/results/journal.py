@@ -71,16 +71,15 @@ class Journal:
             measured: (3, 3), losses, right answers, gradient magnitudes.
             clips: size of the batch.
         """
-        progress, steps = self.run.progress, len(self.run.loader)
+        progress = self.run.progress
         if not self.bar.disable:
             seen = min(progress["step"] * self.args.batch_size, len(self.run.loader.dataset))
             self.bar.set_postfix_str(running(progress["totals"] / seen), refresh=False)
         if self.board:
             figures = named(measured / torch.tensor([[1], [clips], [1]]))
             figures = {name: value for name, value in figures.items() if value is not None}
-            (learning_rate,) = self.run.schedule.get_last_lr()
-            self.board.add_step(self.done() - 1, figures | {"learning_rate": learning_rate})
-            if progress["step"] == steps:
+            self.board.add_step(self.done() - 1, figures | {"learning_rate": self.run.schedule.get_last_lr()[0]})
+            if progress["step"] == len(self.run.loader):
                 self.board.flush()  # before the epoch is saved: a run that is killed then does not repeat its steps
 
     def epoch(self):

@@ -1,7 +1,7 @@
 """The settings of runs: flags, with what the tables of datasets, models and methods offer; older runs' settings."""
 
 from dataset import DATASETS
-from methods import METHODS, describe, flags, resolve
+from methods import METHODS, flags, resolve
 from models import FUSION_MODULES, MODALITIES
 from utils import options
 
@@ -26,10 +26,5 @@ def as_of_today(recorded):
 
 
 def label(method, value):
-    """A method, as `describe` tells it, in a legend or a title."""
+    """A method, as `describe` tells it of a run's settings, in a legend or a title."""
     return method if value is None else f"{method}, alpha {value:g}"
-
-
-def title(settings):
-    """The same of a run's settings."""
-    return label(*describe(settings))

@@ -89,16 +89,16 @@ def load(path):
     weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise InputError(f"{path}: not a checkpoint of this project (no model in it); give best.pth of a run")
-    if not all(isinstance(name, str) for name in weights):
-        raise InputError(f"{path}: no checkpoint of this project (its weights have no names); give best.pth of a run")
     authors = "settings" not in checkpoint
-    if not is_plain(checkpoint.get("settings", {})):
-        raise InputError(f"{path}: not a checkpoint of this project (no settings in it); give best.pth of a run")
     classes, epoch = checkpoint.setdefault("classes", []), checkpoint.setdefault("epoch", None)
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise InputError(f"{path}: not a checkpoint of this project (its classes are no names); give best.pth of a run")
-    if not isinstance(epoch, (int, type(None))):
-        raise InputError(f"{path}: not a checkpoint of this project (its epoch is no number); give best.pth of a run")
+    for usable, reason in (
+        (all(isinstance(name, str) for name in weights), "its weights have no names"),
+        (is_plain(checkpoint.get("settings", {})), "no settings in it"),
+        (isinstance(classes, list) and all(isinstance(name, str) for name in classes), "its classes are no names"),
+        (isinstance(epoch, (int, type(None))), "its epoch is no number"),
+    ):
+        if not usable:
+            raise InputError(f"{path}: not a checkpoint of this project ({reason}); give best.pth of a run")
     if authors:
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
         weights = {name: value for name, value in weights.items() if not name.startswith("fusion_module.fc_auxi")}

@@ -12,7 +12,7 @@ from utils.files import exclusive
 from utils.training import checkpoint, distributed
 from utils.training.device import to_device
 from utils.training.interruption import Interruption
-from utils.training.measurement import gradient_norms, named, read_later
+from utils.training.measurement import GRADIENTS, gradient_norms, named, read_later
 from utils.training.seeds import derived_seed
 
 BATCHNORM_CLIPS = 256  # clips over which BatchNorm's statistics are averaged before an evaluation
@@ -190,9 +190,7 @@ class Run:
         """
         clips, steps = len(self.loader.dataset), len(self.loader)
         means = named(self.progress["totals"] / torch.tensor([[clips], [clips], [steps]]))
-        return {
-            name: mean for name, mean in means.items() if self.args.use_tensorboard or not name.startswith("gradient")
-        }
+        return {name: mean for name, mean in means.items() if self.args.use_tensorboard or name not in GRADIENTS}
 
     def end_epoch(self, row):
         """Add the row to the log, save last.pth, and best.pth where it is the best so far, and show it."""
