@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh
-make_environment
+make_environment requirements-dev.txt
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 # a process per core, with a test file at a time and one thread
