@@ -1,4 +1,4 @@
-"""The clip reader that every dataset shares: a spectrogram and a few frames per clip (DESIGN section 1, Datasets)."""
+"""The clip reader that every dataset shares: a spectrogram and a few frames per clip."""
 
 import os
 from collections import defaultdict
@@ -51,7 +51,7 @@ def hann_window(length):
 def log_spectrogram(samples, audio):
     """log(|STFT| + 1e-7) of samples (n,): Hann window, centred, zeros beyond both ends -> (n_fft/2 + 1, 1 + n // hop).
 
-    The amplitude is clipped to [-1, 1] first (DESIGN section 1, Datasets).
+    The amplitude is clipped to [-1, 1] first, as in the authors' code.
     """
     n_fft, window = audio.n_fft, hann_window(audio.n_fft)
     magnitude = spectrogram(
@@ -99,7 +99,7 @@ class Decoder:
     training: bool
 
     def sound(self, clip):
-        """The clip's samples (n,), repeated to fill what is to be cropped; longer only where the crop may lie anywhere.
+        """The clip's samples (n,): repeated to fill the seconds that are used, and cut to them unless they are a crop.
 
         Raises:
             InputError: its file cannot be decoded.
@@ -108,7 +108,7 @@ class Decoder:
         return torch.from_numpy(np.resize(samples, self.length(len(samples))))
 
     def length(self, samples):
-        """How many samples `sound` gives of a file with so many."""
+        """How many samples `sound` gives of a file that has so many."""
         audio = self.audio
         return audio.rate * audio.seconds if audio.repeat_to is None else max(samples, audio.rate * audio.repeat_to)
 
@@ -166,7 +166,7 @@ class ClipDataset(Dataset):
 
     Args:
         index: the dataset's Index.
-        args: settings (DESIGN section 2): paths, fps, image_size, random_seed, val_ratio.
+        args: settings: paths, fps, image_size, random_seed, val_ratio.
         split: "train", "test", or "val", the training clips that --val_ratio holds out.
         audio: AudioSettings.
         num_frame: frames per clip, N.
