@@ -16,6 +16,7 @@ import tempfile
 import time
 from argparse import Namespace
 from pathlib import Path
+from unittest.mock import patch
 
 from utils.errors import OneLineParser, run
 from utils.options import at_least
@@ -80,13 +81,17 @@ def settings(root, **changes):
 
 
 def measure_reader(root, rounds):
-    """Processor time per clip in one process with one thread: from files to normalised batches."""
+    """Processor time per clip in one process with one thread: from files to normalised batches.
+
+    The last ways are ours with torchvision where our own code is kept, because with torchvision it is that much slower.
+    """
     import librosa
     import numpy as np
     import torch
     from PIL import Image
     from torch.utils.data import default_collate
     from torchvision import transforms
+    from torchvision.transforms import v2
 
     from dataset import build_dataset
     from dataset.cache import prepare
@@ -115,6 +120,20 @@ def measure_reader(root, rounds):
         for batch in batches:
             to_device(dataset[batch], torch.device("cpu"))
 
+    augment = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()])
+    normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+
+    def augmented_by_torchvision(dataset):
+        with patch.object(dataset, "augment", lambda picture: augment(picture.permute(2, 0, 1)).permute(1, 2, 0)):
+            ours(dataset)
+
+    def normalised_by_torchvision(dataset):
+        def by_torchvision(pictures):
+            return normalise(pictures.movedim(-1, -3)).movedim(-3, -1)
+
+        with patch("utils.training.device.normalise", by_torchvision):
+            ours(dataset)
+
     for split in ("train", "test"):
         cold, warm = (build_dataset(settings(root), split, training=split == "train") for _ in range(2))
         cold.clips = warm.clips = build_dataset(settings(root), "train").clips
@@ -124,7 +143,10 @@ def measure_reader(root, rounds):
             "librosa, PIL, torchvision": lambda split=split, batches=batches: [plain(b, split) for b in batches],
             "ours, no cache": lambda cold=cold: ours(cold),
             "ours, warm cache": lambda warm=warm: ours(warm),
+            "warm, torchvision normalises": lambda warm=warm: normalised_by_torchvision(warm),
         }
+        if split == "train":
+            ways["warm, torchvision augments"] = lambda warm=warm: augmented_by_torchvision(warm)
         times = take_turns(ways, 2 * rounds + 1, time.process_time)
         print_rows(f"reader {split}", "ms a clip and core", times, 1000 / CLIPS)
     torch.set_num_threads(threads)
@@ -243,13 +265,20 @@ def measure_epoch(root, rounds):
 
 
 def measure_startup(root, rounds):
-    """Time until --help is answered; the plain way imports what it trains with before it looks at its flags."""
+    """Time until --help is answered, and until a run whose cache is warm has what it needs.
+
+    The plain way imports all that it trains with before it looks at its flags.
+    """
 
     def start(*arguments):
         subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
 
-    imports = "import argparse, cv2, librosa, torch, torchvision, torch.utils.tensorboard"
-    ways = {"imports first": lambda: start("-c", imports), "main_dgl.py --help": lambda: start("main_dgl.py", "--help")}
+    imports = "import argparse, cv2, librosa.core, torch, torchvision, torch.utils.tensorboard"
+    ways = {
+        "imports first": lambda: start("-c", imports),
+        "main_dgl.py --help": lambda: start("main_dgl.py", "--help"),
+        "imports of training": lambda: start("-c", "import main_dgl"),
+    }
     print_rows("startup", "s", take_turns(ways, rounds))
 
 

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh
-make_environment
+make_environment requirements-dev.txt
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$(dirname "$PYTHON")/lint-imports" --no-logo --no-cache # who may import whom: pyproject.toml

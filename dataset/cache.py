@@ -5,6 +5,7 @@ A folder in --cache_path holds what one Decoder makes of a dataset's clips: per 
 """
 
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -27,7 +28,7 @@ from utils.files import write_text
 from utils.pool import ClipError, each_clip
 from utils.training import distributed
 
-FORMAT = 1  # raised whenever a Decoder makes other arrays of the same clips
+FORMAT = 2  # raised whenever a Decoder makes other arrays of the same clips
 GB = 10**9
 NAME = re.compile(r"\w+-[0-9a-f]{16}")  # of a folder; others are not the cache's
 INDEX_EVERY = 60  # seconds after which an index of what has been decoded so far is written
@@ -218,6 +219,7 @@ def decode_all(jobs, index, folder, workers):
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         unwritable = error
+    importlib.import_module("librosa.core.audio")  # seconds, which the pool's processes are spared as forks of this one
     try:
         for wav, result in each_clip(decode, jobs, workers, "decoding clips"):
             if isinstance(result, ClipError):

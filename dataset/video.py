@@ -13,6 +13,8 @@ from dataset.index import Clip, Index, list_frames
 from utils.errors import InputError
 from utils.pool import process_clips
 
+FILM_LIMIT = 3600  # seconds to extract the frames and the sound of one, which may be longer than any dataset's
+
 
 class OneClip(Index):
     """The index of a single clip."""
@@ -41,7 +43,7 @@ def read_video(video, args):
     with TemporaryDirectory() as folder:
         wav, frames = Path(folder) / "sound.wav", Path(folder) / "frames"
         job = (video, wav, frames, find_ffmpeg(), args.fps, args.num_frame)
-        _, failures = process_clips(extract_clip, {video: job}, workers=1, start=quieten_decoders)
+        _, failures = process_clips(extract_clip, {video: job}, workers=1, start=quieten_decoders, limit=FILM_LIMIT)
         if failures:
             raise InputError(f"{video}: {failures[video]}; give --video a whole video file")
         has_sound = wav.exists()

@@ -44,7 +44,7 @@ def assert_same(first, second):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2]
 
 
-@pytest.mark.parametrize("settings_of", ["CREMAD", "KineticSound"])  # keep spectrograms, and samples to crop anew
+@pytest.mark.parametrize("settings_of", ["CREMAD", "KineticSound"])  # the first 3 s, and 10 s to crop
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_cached_items_are_the_decoded_ones(corpus, moved, settings_of, split, monkeypatch):
     entry = replace(DATASETS["CREMAD"], audio=DATASETS[settings_of].audio)

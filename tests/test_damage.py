@@ -4,6 +4,8 @@ import csv
 import io
 import random
 import shutil
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import soundfile
 
 import main_dgl
 import valid
-from dataset import cache
+from dataset import cache, clips
 from dataset.loader import build_loader
 from tests.conftest import SMALL, data_flags, run_here
 from tests.test_reader import settings
@@ -80,6 +82,16 @@ def test_each_kind_of_damage_is_found(moved, kind, medium):
     loader = build_loader(settings(moved), "train", choose_device("cpu"))
     assert list(loader.dataset.damaged) == [clip.id] and name in loader.dataset.damaged[clip.id]
     assert len(loader.dataset) == 17 == sum(map(len, loader.sampler)) and clip.id in str(loader.dataset)
+
+
+def test_a_decoder_that_hangs_costs_its_clip(moved, monkeypatch):
+    path = sorted(moved.rglob("*.jpg"))[0]
+    load_picture = clips.load_picture
+    monkeypatch.setattr(clips, "load_picture", lambda file: load_picture(file) if file != str(path) else time.sleep(99))
+    monkeypatch.setattr(cache, "each_clip", partial(cache.each_clip, limit=2))
+    splits = [build_loader(settings(moved), split, choose_device("cpu")).dataset for split in ("train", "test")]
+    damaged = {clip_id: reason for dataset in splits for clip_id, reason in dataset.damaged.items()}
+    assert list(damaged) == [path.parent.name] and "2 s" in damaged[path.parent.name]
 
 
 def test_training_goes_on_without_damaged_clips_and_lists_each(moved, tmp_path, capsys):

@@ -1,6 +1,8 @@
 """From raw clips to frames, wav and lists: right, whole, failures by name; splits that keep their promise."""
 
 import csv
+import faulthandler
+import itertools
 import os
 import shutil
 import signal
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -188,7 +191,7 @@ def read_tree(root):
 def processes_of(root):
     """Command lines that name `root`; those that have ended but are not waited for have none."""
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    return [line for line in lines if bytes(root) in line]
+    return [line for line in lines if os.fsencode(root) in line]
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
@@ -229,16 +232,43 @@ def test_killed_runs_leave_nothing_half_written(tmp_path, script, pattern, flags
     assert not list(tmp_path.rglob(".partial"))
 
 
-def crash_on(number, culprits):
-    if number in culprits:
-        os.kill(os.getpid(), signal.SIGKILL)
+def misbehave(number):
+    if number in (3, 4):
+        faulthandler.disable()  # of pytest, which would tell of it
+        os.kill(os.getpid(), signal.SIGKILL if number == 3 else signal.SIGSEGV)
+    if number == 7:
+        any(itertools.repeat(False))  # in C, where no handler of a signal is called
+    if number == 8:
+        subprocess.run(["sleep", "98765"])
+    if number == 19:
+        os._exit(5)
     return "done"
 
 
-def test_a_crash_concerns_its_clip_alone():
-    results, failures = process_clips(crash_on, {f"{k:02d}": (k, (3, 4, 19)) for k in range(20)}, 2)
-    assert results == {"done": 17} and list(failures) == ["03", "04", "19"]
-    assert all(reason.startswith("crashed") for reason in failures.values())
+def test_a_crash_or_a_hang_concerns_its_clip_alone():
+    results, failures = process_clips(misbehave, {f"{k:02d}": (k,) for k in range(20)}, 2, limit=0.5)
+    assert results == {"done": 15} and list(failures) == ["03", "04", "07", "08", "19"]
+    assert failures["03"].startswith("crashed: its decoder ended by signal 9, Killed")
+    assert failures["04"].startswith("crashed: its decoder ended by signal 11, Segmentation fault")
+    assert failures["07"] == failures["08"] == "hung: its decoder did not end within 0.5 s; download it again"
+    assert failures["19"].startswith("crashed: its decoder ended with status 5")
+    if Path("/proc/self/cmdline").exists():
+        assert not processes_of("98765"), "what a hung worker has started goes on"
+
+
+def die(flag):
+    if not flag or not flag.exists():
+        if flag:
+            flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_between_two_clips_costs_none(tmp_path):
+    jobs = {str(k): (k,) for k in range(3)}
+    results, failures = process_clips(misbehave, jobs, 2, start=partial(die, tmp_path / "flag"))
+    assert results == {"done": 3} and not failures
+    results, failures = process_clips(misbehave, jobs, 2, start=partial(die, None))
+    assert not results and {reason.partition(":")[0] for reason in failures.values()} == {"crashed"}
 
 
 def test_long_lists_of_failures_are_cut(root):

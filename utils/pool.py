@@ -1,31 +1,34 @@
 """Work on many clips at once: in parallel, and whatever becomes of one of them."""
 
+import concurrent.futures
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 
+from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-IN_FLIGHT = 2  # jobs handed to the pool per worker: enough to keep it busy, few to repeat when a worker crashes
+IN_FLIGHT = 2  # jobs handed to the pool per worker: enough to keep it busy, few to wait for when it is interrupted
+TIME_LIMIT = 300  # seconds for one clip, where a decoder needs a few: beyond that it will not end by itself
 
 
 class ClipError(Exception):
     """A clip that cannot be processed: "<reason>" or "<reason>: <details>". The other clips go on."""
 
 
-def process_clips(function, jobs, workers=None, start=None):
+def process_clips(function, jobs, workers=None, start=None, limit=TIME_LIMIT):
     """`each_clip` for a function that returns "done" or "already there".
 
     Returns:
         (Counter of results, {clip name: reason} of the failures).
     """
     results, failures = Counter(), {}
-    for name, result in each_clip(function, jobs, workers, start=start):
+    for name, result in each_clip(function, jobs, workers, start=start, limit=limit):
         if isinstance(result, ClipError):
             failures[name] = str(result)
         else:
@@ -33,10 +36,11 @@ def process_clips(function, jobs, workers=None, start=None):
     return results, dict(sorted(failures.items()))
 
 
-def each_clip(function, jobs, workers=None, description=None, start=None):
+def each_clip(function, jobs, workers=None, description=None, start=None, limit=TIME_LIMIT):
     """Call `function(*arguments)` for every job in parallel, with a progress bar.
 
-    A ClipError or OSError concerns its clip alone, and so does a crash of the process that works on it.
+    A ClipError or OSError concerns its clip alone, and so does a crash of the process that works on it, or one that
+    does not come to an end; another process takes its place.
 
     Args:
         function: a top-level function.
@@ -44,60 +48,81 @@ def each_clip(function, jobs, workers=None, description=None, start=None):
         workers: processes; None for one per core.
         description: what the progress bar says.
         start: a top-level function that every process calls first.
+        limit: seconds for one clip, after which its process is ended; None for any time that it takes.
 
     Yields:
         (clip name, what the function returned, or the ClipError), in the order in which they end.
     """
-    waiting, suspects = list(reversed(jobs)), []
+    waiting, once_more = list(reversed(jobs)), set()
     with tqdm(total=len(jobs), desc=description, unit="clip", disable=not sys.stderr.isatty()) as progress:
-        while waiting or suspects:
-            alone = bool(suspects)  # a crash takes the clips in flight with it; one by one they show who it was
-            names, size = ([suspects.pop()], 1) if alone else (waiting, workers or os.cpu_count())
-            for name, future in run_pool(function, jobs, names, size, start):
+        while waiting:
+            for name, future in run_pool(function, jobs, waiting, workers or os.cpu_count(), start, limit):
                 try:
                     result = future.result()
-                except BrokenProcessPool:
-                    if not alone:
-                        suspects.append(name)
+                except BrokenProcessPool:  # a process died on its way from one clip to the next: whose, nobody can tell
+                    if name not in once_more:
+                        once_more.add(name)
+                        waiting.append(name)
                         continue
-                    result = ClipError("crashed: its decoder took the process down; download it again")
-                except ClipError as error:
-                    result = error
-                except OSError as error:
-                    result = ClipError(error.strerror or str(error))
+                    result = ClipError("crashed: its process died twice; download it again")
+                except ProcessExpired as error:
+                    result = ClipError(f"crashed: its decoder ended {manner_of(error.exitcode)}; download it again")
+                except concurrent.futures.TimeoutError:
+                    result = ClipError(f"hung: its decoder did not end within {limit:g} s; download it again")
                 progress.update()
                 yield name, result
 
 
-def run_pool(function, jobs, waiting, workers, start):
-    """Run the jobs that `waiting` names, taking them off its end, until it is empty or a process crashes.
+def run_pool(function, jobs, waiting, workers, start, limit):
+    """Run the jobs that `waiting` names, taking them off its end, until it is empty or the pool breaks.
 
     Yields:
-        (name, its finished future); after a crash that of each job in flight raises BrokenProcessPool.
+        (name, its finished future); of a broken pool that of each job in flight raises BrokenProcessPool.
     """
     in_flight = {}
-    with ProcessPoolExecutor(workers, initializer=start_worker, initargs=(start,)) as pool:
-        try:
-            while waiting or in_flight:
+    with ProcessPool(workers, initializer=start_worker, initargs=(start,)) as pool:
+        while pool.active and (waiting or in_flight):
+            with suppress(RuntimeError):  # it broke just now
                 while waiting and len(in_flight) < IN_FLIGHT * workers:
-                    future = pool.submit(function, *jobs[waiting[-1]])
+                    future = pool.schedule(attempt, (function, jobs[waiting[-1]]), timeout=limit)
                     in_flight[future] = waiting.pop()
-                for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
-                    yield in_flight.pop(future), future
-        except BrokenProcessPool:  # from submit
-            yield from ((name, future) for future, name in in_flight.items())
-        finally:
-            pool.shutdown(cancel_futures=True)
+            done = concurrent.futures.wait(in_flight, 1, concurrent.futures.FIRST_COMPLETED).done
+            yield from ((in_flight.pop(future), future) for future in done)
+    for future, name in in_flight.items():
+        if not future.done():
+            future.set_exception(BrokenProcessPool())
+        yield name, future
+
+
+def attempt(function, arguments):
+    """What the function returns, or the ClipError of what concerns this clip alone."""
+    try:
+        return function(*arguments)
+    except ClipError as error:
+        return error
+    except OSError as error:
+        return ClipError(error.strerror or str(error))
+
+
+def manner_of(exitcode):
+    """How a process ended, in words."""
+    return f"with status {exitcode}" if exitcode >= 0 else f"by signal {-exitcode}, {signal.strsignal(-exitcode)}"
 
 
 def start_worker(start):
-    """Leave Ctrl-C to the parent, which lets the clips in flight end, and end with the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Lead a process group of its own, which ends with the parent: Ctrl-C is the parent's, clips in flight may end."""
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, end_group)  # from the pool, when the clip's time is over
     threading.Thread(target=end_with_parent, daemon=True).start()
     if start:
         start()
 
 
+def end_group(*_):
+    """End this process and what it has started; a decoder of its own that hangs would go on."""
+    os.killpg(0, signal.SIGKILL)
+
+
 def end_with_parent():
     multiprocessing.parent_process().join()
-    os._exit(1)
+    end_group()
