@@ -1,4 +1,4 @@
-"""AVE: AVE/<id>.mp4 -> Audios/<id>.wav, 16 kHz.
+"""AVE: AVE/<id>.mp4, or another suffix -> Audios/<id>.wav, 16 kHz.
 
     python data/AVE/mp4_to_wav.py [--root train_test_data/AVE_Dataset] [--workers N]
 
@@ -22,7 +22,7 @@ def main():
     ids = {clip_id for name in ("train", "val", "test") for clip_id, _ in read_ave(args.root / f"{name}Set.txt")}
     videos, missing = find_videos(args.root / "AVE", ids)
     target = args.root / "Audios"
-    jobs = {clip_id: (video, target / f"{clip_id}.wav") for clip_id, video in videos.items()}
+    jobs = {video.name: (video, target / f"{clip_id}.wav") for clip_id, video in videos}
     extract_all_sound(jobs, target, args, missing)
 
 

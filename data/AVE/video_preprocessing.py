@@ -1,4 +1,4 @@
-"""AVE: AVE/<id>.mp4 -> Image-01-FPS-SE/<id>/<frame index>.jpg, one frame a second.
+"""AVE: AVE/<id>.mp4, or another suffix -> Image-01-FPS-SE/<id>/<frame index>.jpg, one frame a second.
 
     python data/AVE/video_preprocessing.py [--root train_test_data/AVE_Dataset] [--fps 1] [--min_frames 1] [--workers N]
 
@@ -22,7 +22,7 @@ def main():
     ids = {clip_id for name in ("train", "val", "test") for clip_id, _ in read_ave(args.root / f"{name}Set.txt")}
     videos, missing = find_videos(args.root / "AVE", ids)
     target = args.root / f"Image-{args.fps:02d}-FPS-SE"
-    jobs = {clip_id: (video, target / clip_id) for clip_id, video in videos.items()}
+    jobs = {video.name: (video, target / clip_id) for clip_id, video in videos}
     extract_all_frames(jobs, target, args, missing)
 
 

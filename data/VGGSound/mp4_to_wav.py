@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from utils.errors import run
-from utils.lists import read_vggsound
+from utils.lists import read_vggsound, vggsound_aliases
 from utils.options import add_split_path, extraction_parser
 from utils.preprocessing import extract_all_sound, find_videos
 
@@ -22,11 +22,11 @@ def main():
     add_split_path(parser, "data/VGGSound")
     args = parser.parse_args()
     splits = {clip_id: split for clip_id, _, split in read_vggsound(args.split_path / "vggsound.csv")}
-    videos, missing = find_videos(args.root / "video", splits)
+    videos, missing = find_videos(args.root / "video", splits, vggsound_aliases)
     jobs, target = {}, args.root / "audio"
-    for clip_id, video in videos.items():
+    for clip_id, video in videos:
         split = splits[clip_id]
-        jobs[clip_id] = (video, target / f"{split}-audios" / f"{split}-set" / f"{clip_id}.wav")
+        jobs[video.name] = (video, target / f"{split}-audios" / f"{split}-set" / f"{clip_id}.wav")
     extract_all_sound(jobs, target, args, missing)
 
 

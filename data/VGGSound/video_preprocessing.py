@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from utils.errors import run
-from utils.lists import read_vggsound
+from utils.lists import read_vggsound, vggsound_aliases
 from utils.options import add_split_path, extraction_parser
 from utils.preprocessing import extract_all_frames, find_videos
 
@@ -24,10 +24,10 @@ def main():
     args = parser.parse_args()
     splits = {clip_id: split for clip_id, _, split in read_vggsound(args.split_path / "vggsound.csv")}
     jobs, target = {}, args.root / "video"
-    videos, missing = find_videos(target, splits)
-    for clip_id, video in videos.items():
-        folder = target / f"{splits[clip_id]}-set-img" / f"Image-{args.fps:02d}-FPS" / video.name
-        jobs[clip_id] = (video, folder)
+    videos, missing = find_videos(target, splits, vggsound_aliases)
+    for clip_id, video in videos:
+        folder = target / f"{splits[clip_id]}-set-img" / f"Image-{args.fps:02d}-FPS" / f"{clip_id}.mp4"
+        jobs[video.name] = (video, folder)
     extract_all_frames(jobs, target, args, missing)
 
 
