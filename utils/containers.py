@@ -143,21 +143,21 @@ def fault_of_avi(data):
 
 
 def fault_of_flv(data):
-    end, milliseconds, disagree = flv.first_tag(data), 0, None
+    start, end = 0, flv.first_tag(data)
     if end > len(data):
         return ""  # no header; a decoder says what is wrong
-    for start, end in flv.tags(data):
-        milliseconds = int.from_bytes(data[start + 7 : start + 8] + data[start + 4 : start + 7], "big")
-        if disagree is None and end <= len(data) and not flv.lengths_agree(data, start, end):
-            disagree = start
-    if end - flv.TAIL > len(data) and disagree is not None:
-        return f"damaged: the length of the tag at byte {disagree} is wrong; download it again"
+    for start, end in flv.tags(data):  # noqa: B007
+        pass
     if end - flv.TAIL > len(data) or end < len(data):
+        for tag, end_of_tag in flv.tags(data):
+            if end_of_tag <= len(data) and not flv.lengths_agree(data, tag, end_of_tag):
+                return f"damaged: the length of the tag at byte {tag} is wrong; download it again"
         return truncated(data, max(end - flv.TAIL, len(data) + 1))
     found = re.search(rb"\x00\x08duration\x00(.{8})", data[:4096], re.DOTALL)
-    seconds = struct.unpack(">d", found[1])[0] if found else 0
-    if milliseconds / 1000 < seconds - TOLERANCE:
-        return f"truncated: {milliseconds / 1000:.1f} of {seconds:.1f} s; download it again"
+    promised = struct.unpack(">d", found[1])[0] if found else 0
+    seconds = int.from_bytes(data[start + 7 : start + 8] + data[start + 4 : start + 7], "big") / 1000
+    if seconds < promised - TOLERANCE:
+        return f"truncated: {seconds:.1f} of {promised:.1f} s; download it again"
     return ""
 
 

@@ -1,8 +1,11 @@
 """FLV clips cut down to the pictures that are wanted: decoding is nearly all of the time that extraction takes."""
 
+import struct
+
 SIGNATURE = b"FLV"
 AUDIO, VIDEO, SCRIPT = 8, 9, 18  # types of a tag
 HEAD, TAIL = 11, 4  # bytes before and after a tag's data
+WORD = struct.Struct(">I").unpack_from
 SORENSON = 2  # codec number of FLV's own H.263, in which a tag is a picture and pictures stay in order
 KEY, DISPOSABLE = 1, 3  # the kinds of a picture are 1 to 3; one that is no key depends on those since the last key
 
@@ -17,9 +20,9 @@ def tags(data):
 
     Layout as in Adobe's "Video File Format Specification", version 10, annex E.
     """
-    position = first_tag(data)
-    while position + HEAD < len(data):
-        end = position + HEAD + int.from_bytes(data[position + 1 : position + 4], "big") + TAIL
+    position, length = first_tag(data), len(data)
+    while position + HEAD < length:
+        end = position + HEAD + (WORD(data, position)[0] & 0xFFFFFF) + TAIL  # behind the type
         yield position, end
         position = end
 
@@ -27,7 +30,7 @@ def tags(data):
 def lengths_agree(data, start, end):
     """Whether a tag's TAIL gives its length once more, as it is, or as some writers miscount it."""
     length = end - TAIL - start
-    return int.from_bytes(data[end - TAIL : end], "big") in (length, length - 1, length - HEAD)
+    return WORD(data, end - TAIL)[0] in (length, length - 1, length - HEAD)
 
 
 def shorten_flv(data, step):
@@ -42,7 +45,7 @@ def shorten_flv(data, step):
     number, since_key = 0, []
     for start, end in tags(data):
         tag = data[start:end]
-        if not lengths_agree(data, start, end):
+        if len(tag) < end - start or WORD(tag, end - TAIL - start)[0] != end - TAIL - start:
             return None
         if tag[0] == VIDEO:
             kind, codec = divmod(tag[HEAD], 16)

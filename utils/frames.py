@@ -39,7 +39,7 @@ def save_video(video, data, per_second, folder):
         ClipError: neither can decode it, or there is no picture but cover art.
     """
     lengths = [seconds for kind, seconds in tracks(data) if kind == "video"]
-    with messages_kept(), decoded_by_opencv(str(video)) as capture:
+    with decoded_by_opencv(str(video)) as capture:
         rate, codec = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
     if rate > 0 and (len(lengths) < 2 and codec.to_bytes(4, "little") not in STILL_CODECS or first_is_best(video)):
         reason = save_shortened(data, rate, per_second, folder) if data[:3] == SIGNATURE else None
@@ -65,8 +65,10 @@ def first_is_best(video):
 
 @contextmanager
 def decoded_by_opencv(source):
-    """A capture of a path, or of a file in memory."""
-    yield cv2.VideoCapture(source, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    """A capture of a path, or of a file in memory, which is let go at the end, since it holds much memory."""
+    capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    yield capture
+    capture.release()
 
 
 @contextmanager

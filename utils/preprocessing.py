@@ -20,12 +20,13 @@ from utils.errors import InputError
 from utils.files import exclusive, is_pointer, write_csv
 from utils.frames import damage, save_video
 from utils.pool import ClipError, each_clip
-from utils.probe import complaint, find_ffmpeg, lateness
+from utils.probe import complaint, find_ffmpeg, lateness, messages_kept
 from utils.sources import Sources
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv", ".mpg", ".mpeg", ".m4v", ".3gp")
 SOUND_RATE = 16000  # Hz
 LATE = 0.1  # s by which sound may begin after the pictures
+READ_WHOLE = 16 * 2**20  # bytes of a file up to which reading is faster than mapping
 UNFINISHED = ".partial"  # in the target folder; what is being written is in here until it is whole
 NAMES_SHOWN = 20
 
@@ -135,7 +136,7 @@ def extract_frames(video, folder, unfinished, per_second=1, min_frames=1, keep_d
     if folder.is_dir():
         return "already there"
     refuse_pointer(video)
-    with mapped(video) as data, written_whole(folder, unfinished) as pictures:
+    with content_of(video) as data, written_whole(folder, unfinished) as pictures, messages_kept():
         reason = refuse_damage(fault(data), keep_damaged)
         try:
             reason = refuse_damage(save_video(video, data, per_second, pictures), keep_damaged) or reason
@@ -165,7 +166,7 @@ def extract_sound(video, wav, unfinished, ffmpeg, keep_damaged=False):
     if wav.exists():
         return "already there"
     refuse_pointer(video)
-    with mapped(video) as data:
+    with content_of(video) as data:
         reason = refuse_damage(fault(data), keep_damaged)
         promised = min((seconds for kind, seconds in tracks(data) if kind == "sound" and seconds), default=0)
     samples, log = decode_sound(video, ffmpeg)
@@ -212,11 +213,11 @@ def refuse_damage(reason, keep_damaged):
 
 
 @contextmanager
-def mapped(path):
-    """The bytes of a file, mapped into memory."""
+def content_of(path):
+    """The bytes of a file, which are mapped into memory where they are many."""
     with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            yield b""
+        if os.fstat(file.fileno()).st_size <= READ_WHOLE:
+            yield file.read()
         else:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 yield data

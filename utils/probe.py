@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import imageio_ffmpeg
@@ -90,19 +91,27 @@ def complaint(messages):
     return ""
 
 
+@cache
+def open_log(process):
+    """A file without a name for what is written to stderr; each process has its own."""
+    return tempfile.TemporaryFile()
+
+
 @contextmanager
 def messages_kept():
     """Keep what is written to stderr by this process, libraries and programs it starts; yield what gives it so far."""
     sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
+    stderr, log = os.dup(2), open_log(os.getpid()).fileno()
+    start = os.lseek(log, 0, os.SEEK_END)
+    os.dup2(log, 2)
 
-        def written():
-            return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
+    def written():
+        return os.pread(log, os.fstat(log).st_size - start, start).decode(errors="replace")
 
-        try:
-            yield written
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+    try:
+        yield written
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.ftruncate(log, start)
+        os.lseek(log, start, os.SEEK_SET)
