@@ -22,16 +22,20 @@ from dataset.index import AudioSettings
 from utils.device import normalise
 from utils.errors import InputError
 from utils.seeds import derived_seed
+from utils.wav import mended, wav_fault
 
 cv2.setNumThreads(0)  # its threads wait busily; clips are read by several processes instead
 
 
 def read_pcm16(path):
-    """What soundfile.read gives of a wav of 16-bit integers, the same bits in a quarter of the time; None of others."""
-    with suppress(wave.Error, EOFError), wave.open(os.fspath(path)) as file:
+    """What soundfile.read gives of a wav of 16-bit integers, the same bits in a quarter of the time; None of others.
+
+    `path` may be a file in memory.
+    """
+    with suppress(wave.Error, EOFError, RuntimeError), wave.open(path) as file:
         if file.getsampwidth() == 2:
             channels = file.getnchannels()
-            content = file.readframes(min(file.getnframes(), os.path.getsize(path)))  # a header may promise gigabytes
+            content = file.readframes(file.getnframes())
             samples = np.frombuffer(content, "<i2", len(content) // (2 * channels) * channels) * np.float32(2**-15)
             return samples if channels == 1 else samples.reshape(-1, channels), file.getframerate()
 
@@ -43,7 +47,9 @@ def load_waveform(path, rate):
         InputError: the file is missing, unreadable or holds no sample.
     """
     try:
-        samples, file_rate = read_pcm16(path) or soundfile.read(path, dtype="float32")
+        if reason := wav_fault(path):
+            raise InputError(f"{path}: {reason}; restore it or take its clip off the split list")
+        samples, file_rate = read_pcm16(mended(path)) or soundfile.read(mended(path), dtype="float32")
     except (OSError, soundfile.SoundFileError):
         remedy = "restore it (`git lfs pull` if it is a Git LFS pointer) or take its clip off the split list"
         raise InputError(f"{path}: not a readable sound file; {remedy}") from None
