@@ -39,6 +39,7 @@ import torch
 import torch.nn.functional as F
 
 from dataset.cache import refuse_much_damage
+from dataset.leaks import warn_of_leaks
 from dataset.loader import build_loader
 from models.basic_model import AVClassifier
 from utils import checkpoint, distributed
@@ -204,6 +205,7 @@ def train(args, device):
     for split, loader in loaders.items():
         print(f"{args.dataset} {split}: {loader.dataset}")
     with distributed.first_alone():  # of several processes one tells why
+        warn_of_leaks(*(loaders[split].dataset.clips for split in ("train", "test")))
         refuse_much_damage([loader.dataset for loader in loaders.values()], args.max_skipped)
         refuse_single_values(args, loaders["train"].dataset)
 

@@ -7,7 +7,7 @@ from utils.lists import read_ave
 
 
 class AVE(Index):
-    """`trainSet.txt` and `testSet.txt`; layout as in DESIGN section 1, Datasets.
+    """`trainSet.txt` and `testSet.txt`; layout as in data/AVE/README.md.
 
     `valSet.txt` is not used, but for its categories.
     """

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dataset.index import AudioSettings
+from dataset.index import AudioSettings, within_sound
 from utils.device import normalise
 from utils.errors import InputError
 from utils.seeds import derived_seed
@@ -229,6 +229,7 @@ class ClipDataset(Dataset):
     Attributes:
         clips: a list of Clip.
         skipped: ids of the split that have no sound or fewer than N frames.
+        cut: ids of clips whose pictures go on long after their sound; evaluation takes those within it.
         damaged: {id: reason} of clips that cannot be decoded, see dataset/cache.py.
         stored: {path of the sound: Stored} of clips that need not be decoded again, see there.
         classes: names of the classes, in the order of their labels.
@@ -242,12 +243,15 @@ class ClipDataset(Dataset):
         self.decoder, self.seed = Decoder(audio, num_frame, args.image_size, training), args.random_seed
         # shared memory, so that workers that live through the run see the epoch change
         self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.clips, self.skipped, self.damaged, self.stored = [], [], {}, {}
+        self.clips, self.skipped, self.cut, self.damaged, self.stored = [], [], [], {}, {}
         for clip in index.clips(args, "test" if split == "test" else "train"):
             if clip.wav and len(clip.frames) >= num_frame:
                 self.clips.append(clip)
             else:
                 self.skipped.append(clip.id)
+        if not training:
+            self.clips, whole = [within_sound(clip, args.fps, num_frame) for clip in self.clips], self.clips
+            self.cut = [clip.id for clip, old in zip(self.clips, whole, strict=True) if clip is not old]
         self.classes = index.classes
         if not self.clips:
             raise InputError(
@@ -268,6 +272,8 @@ class ClipDataset(Dataset):
         text = f"{len(self)} clips"
         if self.skipped:
             text += f", {len(self.skipped)} skipped for want of sound or frames, {self.skipped[0]} first"
+        if self.cut:
+            text += f", {len(self.cut)} with frames taken within a much shorter sound, {self.cut[0]} first"
         if self.damaged:
             text += f", {len(self.damaged)} skipped as damaged, {next(iter(self.damaged))} first"
         return text

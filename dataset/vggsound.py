@@ -7,7 +7,7 @@ from utils.lists import read_vggsound
 
 
 class VGGSound(Index):
-    """`vggsound.csv`; layout as in DESIGN section 1, Datasets."""
+    """`vggsound.csv`; layout as in data/VGGSound/README.md."""
 
     audio_path = "train_test_data/vggsound/audio"
     visual_path = "train_test_data/vggsound/video"

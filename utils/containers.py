@@ -53,13 +53,18 @@ def boxes(data, start, end):
 
 
 def fault_of_mp4(data):
+    position = 0
     for kind, start, end in boxes(data, 0, len(data)):
-        if kind not in BOXES:
-            continue  # what lies behind the last box is nobody's, and may look like a huge one
+        if not (kind.isascii() and kind.decode().isprintable()):
+            break
+        position = end
         if kind == b"sidx":  # the sizes of the segments that follow
             end += segment_bytes(data[start:end])
-        if end > len(data):
+        if end > len(data) and kind in BOXES:
             return truncated(data, end)
+    # what lies behind the last box may be anything, but not another one
+    if any(data.find(kind, position) > 0 for kind in (b"moov", b"moof", b"mdat")):
+        return f"damaged: no box at byte {position}; download it again"
     return ""
 
 
@@ -133,13 +138,29 @@ def fault_of_live_matroska(data, position):
 def fault_of_avi(data):
     position = 0
     while data[position : position + 4] == b"RIFF":  # more than one where it is larger than a GB
-        size = int.from_bytes(data[position + 4 : position + 8], "little")
-        position += 8 + size + size % 2
-        if not size:  # never written: its writer was ended
-            return "truncated: it was never finished; download it again"
-        if position > len(data) + RIFF_SLACK:
-            return truncated(data, position)
+        end = position + 8 + int.from_bytes(data[position + 4 : position + 8], "little")
+        if end == position + 8:  # never written
+            return "truncated: its writer was stopped before the end; download it again"
+        if end > len(data) + RIFF_SLACK:
+            return truncated(data, end)
+        if wrong := wrong_chunk(data, position + 12, min(end, len(data))):
+            return f"damaged: no chunk at byte {wrong}; download it again"
+        position = end + end % 2
     return ""
+
+
+def wrong_chunk(data, position, end):
+    """Where an AVI's chunks, also those in its lists of pictures and sound, do not follow on each other; else 0."""
+    while position + 8 <= end:
+        kind, size = struct.unpack("<4sI", data[position : position + 8])
+        if not kind.isascii() or not kind.decode().isprintable():
+            if not data[position - 1 : position + 3].isalnum():
+                return position
+            position -= 1  # its writer leaves out the padding
+            continue
+        inside = kind == b"LIST" and data[position + 8 : position + 12] in (b"movi", b"rec ")
+        position += 12 if inside else 8 + size + size % 2
+    return 0
 
 
 def fault_of_flv(data):

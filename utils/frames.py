@@ -41,11 +41,12 @@ def save_video(video, data, per_second, folder):
     lengths = [seconds for kind, seconds in tracks(data) if kind == "video"]
     with decoded_by_opencv(str(video)) as capture:
         rate, codec = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
-    if rate > 0 and (len(lengths) < 2 and codec.to_bytes(4, "little") not in STILL_CODECS or first_is_best(video)):
+    still = codec.to_bytes(4, "little") in STILL_CODECS
+    if rate > 0 and (len(lengths) < 2 and not still or first_is_best(video)):
         reason = save_shortened(data, rate, per_second, folder) if data[:3] == SIGNATURE else None
-        if reason is None:  # of every other kind, nearly
+        if reason is None:
             promised = min(filter(None, lengths), default=0)
-            reason = save_stream(partial(decoded_by_opencv, str(video)), per_second, folder, promised)
+            reason = save_stream(partial(decoded_by_opencv, str(video)), per_second, folder, promised, still)
         if any(folder.iterdir()):
             return reason
     stream = best_video(list_streams(video))
@@ -96,13 +97,20 @@ def save_shortened(data, rate, per_second, folder):
         return damage(messages()) if len(times) == len(numbers) and is_steady(times, numbers, rate) else None
 
 
-def save_stream(decoded, per_second, folder, promised=0):
-    """`save_video` for the capture in the context `decoded()`; `promised` is its length in s by the container, or 0."""
+def save_stream(decoded, per_second, folder, promised=0, still=False):
+    """`save_video` for the capture in the context `decoded()`.
+
+    Args:
+        promised: its length in seconds by the container, or 0.
+        still: whether its codec is one for still pictures, too, of which a single one is cover art.
+    """
     with messages_kept() as messages:
         with decoded() as capture:
             rate, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
             times = save_frames(capture, itertools.count(), rate, per_second, folder)
         reason = damage(messages())
+    if still and len(times) == 1:
+        raise ClipError("not decodable: no video in it, but a single picture such as a cover; download it again")
     if not times:
         return reason
     end = times[-1] + 1 / rate

@@ -139,9 +139,10 @@ def extract_frames(video, folder, unfinished, per_second=1, min_frames=1, keep_d
     with content_of(video) as data, written_whole(folder, unfinished) as pictures, messages_kept():
         reason = refuse_damage(fault(data), keep_damaged)
         try:
-            reason = refuse_damage(save_video(video, data, per_second, pictures), keep_damaged) or reason
+            found = save_video(video, data, per_second, pictures)
         except cv2.error as error:
             raise ClipError(f"not decodable: {error}") from None
+        reason = reason or refuse_damage(found, keep_damaged)
         count = len(os.listdir(pictures))
         if count < min_frames:
             raise ClipError(f"too short: {count} frame(s) at {per_second} a second, {min_frames} are needed")
@@ -170,7 +171,7 @@ def extract_sound(video, wav, unfinished, ffmpeg, keep_damaged=False):
         reason = refuse_damage(fault(data), keep_damaged)
         promised = min((seconds for kind, seconds in tracks(data) if kind == "sound" and seconds), default=0)
     samples, log = decode_sound(video, ffmpeg)
-    reason = refuse_damage(damage(log), keep_damaged) or reason
+    reason = reason or refuse_damage(damage(log), keep_damaged)
     if not samples:
         raise SilentClip("too short: not one sample of sound")
     late = lateness(log)

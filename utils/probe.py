@@ -14,6 +14,7 @@ import imageio_ffmpeg
 from utils.errors import InputError
 
 STREAM = re.compile(r"Stream #0:(\d+)\S*: (Video|Audio): ([^,\n]+)(.*)")
+STILLS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")
 START = re.compile(r"\bstart (-?\d+\.\d+)")
 CHOSEN = re.compile(r"Stream #0:(\d+) -> ")
 MESSAGE = re.compile(
@@ -63,9 +64,13 @@ def streams_of(listing):
 
 
 def best_video(streams):
-    """Of several streams of pictures the first default one, else the first; None where there is only cover art."""
+    """Of several streams of pictures the one to take, None where there is only cover art.
+
+    One that moves before one of a codec for stills, which Matroska does not mark as a cover; then the default one; then
+    the first.
+    """
     videos = [stream for stream in streams if stream.kind == "Video" and not stream.cover]
-    return next((stream for stream in videos if stream.default), videos[0] if videos else None)
+    return min(videos, key=lambda stream: (stream.codec.split()[0] in STILLS, not stream.default), default=None)
 
 
 def lateness(log):
