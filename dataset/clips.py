@@ -24,6 +24,8 @@ from utils.errors import InputError
 from utils.seeds import derived_seed
 from utils.wav import mended, wav_fault
 
+SHORTEST = 0.01  # s of sound
+
 cv2.setNumThreads(0)  # its threads wait busily; clips are read by several processes instead
 
 
@@ -55,6 +57,9 @@ def load_waveform(path, rate):
         raise InputError(f"{path}: not a readable sound file; {remedy}") from None
     if not len(samples):
         raise InputError(f"{path}: holds no sound; restore it or take its clip off the split list")
+    if len(samples) < SHORTEST * file_rate:
+        remedy = "restore it or take its clip off the split list"
+        raise InputError(f"{path}: holds {len(samples)} sample(s) of sound, too short to be heard; {remedy}")
     if not np.isfinite(samples).all():
         raise InputError(f"{path}: samples that are not finite; restore it or take its clip off the split list")
     if samples.ndim > 1:

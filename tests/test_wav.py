@@ -1,6 +1,7 @@
 """Wav files as they are in the wild: sizes that lie, absurd rates, pointers."""
 
 import io
+import re
 import struct
 
 import numpy as np
@@ -53,11 +54,6 @@ def test_all_samples_are_read_whatever_the_header_says(tmp_path, kind):
     assert len(samples) == RATE and np.abs(samples - SAMPLES / 2**15).max() < 1e-4
 
 
-def test_one_sample(tmp_path):
-    (tmp_path / "x.wav").write_bytes(wav(samples=SAMPLES[5:6]))
-    assert len(load_waveform(tmp_path / "x.wav", 22050)) == 2
-
-
 FAULTS = {
     "truncated": (wav()[: RATE // 2], "truncated, 8000 of 32044 bytes"),
     "1 Hz": (wav(rate=1), "a sampling rate of 1 Hz"),
@@ -66,6 +62,7 @@ FAULTS = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
         "a Git LFS pointer, not the sound: run",
     ),
+    "one sample": (wav(samples=SAMPLES[5:6]), "holds 1 sample(s) of sound, too short to be heard"),
     "text": (b"404 Not Found\n", "not a readable sound file"),
     "header alone": (wav()[:30], "not a readable sound file"),
 }
@@ -76,9 +73,9 @@ def test_reasons_are_sentences_also_in_the_list_of_what_was_skipped(tmp_path, ki
     content, words = FAULTS[kind]
     path = tmp_path / "x.wav"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=re.escape(words)):
         load_waveform(path, RATE)
     decoder = Decoder(AudioSettings(rate=RATE, seconds=1, n_fft=512, hop=256), num_frame=1, size=32, training=False)
-    with pytest.raises(ClipError, match=words) as error:
+    with pytest.raises(ClipError, match=re.escape(words)) as error:
         decode(decoder, Clip("x", str(path), str(tmp_path), ("0.jpg",), 0), "", tmp_path, 0)
     assert "git lfs pull" in str(error.value) or kind != "pointer"

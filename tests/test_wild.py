@@ -303,7 +303,7 @@ def test_flat_and_empty_folders_name_source(raw, whole):
     assert "--source" in one_line(extract(raw, check=False)) and "raw" in one_line(extract(raw, check=False))
     shutil.copy(whole["mp4"], raw / "train" / "x.mp4")
     error = one_line(extract(raw, check=False))
-    assert "--source" in error and "1 videos lie beside them" in error
+    assert "--source" in error and "1 lie outside of such folders" in error
 
 
 def test_listed_classes_without_a_folder_are_named(raw, whole):

@@ -1,9 +1,11 @@
-"""AVE: AVE/<id>.mp4, or another suffix -> Audios/<id>.wav, 16 kHz.
+"""AVE: AVE/<id>.mp4 -> Audios/<id>.wav, 16 kHz.
 
     python data/AVE/mp4_to_wav.py [--root train_test_data/AVE_Dataset] [--workers N]
 
 <id> from trainSet.txt, valSet.txt and testSet.txt in <root>; those without a video are counted as missing. Runs in
-parallel and continues where it stopped. Clips that fail are listed in <root>/failed_sound.csv.
+parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_sound.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys

@@ -1,9 +1,11 @@
-"""AVE: AVE/<id>.mp4, or another suffix -> Image-01-FPS-SE/<id>/<frame index>.jpg, one frame a second.
+"""AVE: AVE/<id>.mp4 -> Image-01-FPS-SE/<id>/<frame index>.jpg, one frame a second.
 
     python data/AVE/video_preprocessing.py [--root train_test_data/AVE_Dataset] [--fps 1] [--min_frames 1] [--workers N]
 
 <id> from trainSet.txt, valSet.txt and testSet.txt in <root>; those without a video are counted as missing. Runs in
-parallel and continues where it stopped. Clips that fail are listed in <root>/failed_frames.csv.
+parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_frames.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys

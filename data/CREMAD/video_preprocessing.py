@@ -2,7 +2,9 @@
 
     python data/CREMAD/video_preprocessing.py [--root train_test_data/CREMA-D] [--fps 1] [--min_frames 1] [--workers N]
 
-Runs in parallel and continues where it stopped. Clips that fail are listed in <root>/failed_frames.csv.
+Runs in parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_frames.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys

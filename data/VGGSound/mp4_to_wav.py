@@ -3,7 +3,9 @@
     python data/VGGSound/mp4_to_wav.py [--root train_test_data/vggsound] [--split_path data/VGGSound] [--workers N]
 
 <id> = <youtube id>_<start, 6 digits>, from the rows of vggsound.csv; those without a video are counted as missing. Runs
-in parallel and continues where it stopped. Clips that fail are listed in <root>/failed_sound.csv.
+in parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_sound.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys

@@ -4,7 +4,9 @@
            [--fps 1] [--min_frames 3] [--workers N]
 
 <id> = <youtube id>_<start, 6 digits>, from the rows of vggsound.csv; those without a video are counted as missing. Runs
-in parallel and continues where it stopped. Clips that fail are listed in <root>/failed_frames.csv.
+in parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_frames.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys
