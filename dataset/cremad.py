@@ -7,7 +7,7 @@ from utils.lists import CREMAD_EMOTIONS, read_split
 
 
 class CREMAD(Index):
-    """`<split>.csv`, rows `<id>,<emotion>`; layout as in DESIGN section 1, Datasets."""
+    """`<split>.csv`, rows `<id>,<emotion>`; layout as in data/CREMAD/README.md."""
 
     classes = CREMAD_EMOTIONS
     audio_path = "train_test_data/CREMA-D/AudioWAV"

@@ -199,7 +199,7 @@ def processes_of(root):
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize(
     ("script", "pattern", "flags"),
-    [("mp4_to_wav.py", "Audios/*.wav", []), ("video_preprocessing.py", "Image-05-FPS-SE/*", ["--fps", "5"])],
+    [("mp4_to_wav.py", "Audios/*.wav", []), ("video_preprocessing.py", "Image-05-FPS-SE/[!.]*", ["--fps", "5"])],
 )
 def test_killed_runs_leave_nothing_half_written(tmp_path, script, pattern, flags):
     """Only the parent is killed: its workers have to end by themselves."""
