@@ -43,6 +43,7 @@ import torch
 import torch.nn.functional as F
 
 from dataset.cache import refuse_much_damage
+from dataset.leaks import warn_of_leaks
 from dataset.loader import build_loader
 from methods.base import Method
 from utils.results.evaluation import BRANCHES, class_names, evaluate
@@ -157,6 +158,7 @@ def load_clips(args, device, splits):
     for split, loader in loaders.items():
         print(f"{args.dataset} {split}: {loader.dataset}")
     with distributed.first_alone():  # of several processes one tells why
+        warn_of_leaks(*(loaders[split].dataset.clips for split in ("train", "test")))
         refuse_much_damage([loader.dataset for loader in loaders.values()], args.max_skipped)
         refuse_single_values(args, loaders["train"].dataset)
     return loaders

@@ -72,12 +72,12 @@ def read_split(path, classes):
 
 
 def read_classes(path):
-    """A list of class names, one a line -> the names in order.
+    """A list of class names, one a line -> the names in order, with underscores for spaces.
 
     Raises:
         InputError: the list or a row is wrong.
     """
-    return [check_name(name, where) for where, (name,) in read_rows(path, "<class>")]
+    return [check_name(name, where).replace(" ", "_") for where, (name,) in read_rows(path, "<class>")]
 
 
 def read_vggsound(path):
@@ -94,6 +94,12 @@ def read_vggsound(path):
             raise InputError(f"{where}: the split is {split!r}, neither train nor test; mend the line")
         rows.append((f"{check_name(video, where)}_{whole_number(start, where):06d}", label, split))
     return rows
+
+
+def vggsound_aliases(clip_id):
+    """The other names by which downloaders keep a clip of VGGSound: seconds not padded, as a fraction, or left out."""
+    video, _, start = clip_id.rpartition("_")
+    return f"{video}_{int(start)}", f"{video}_{int(start)}.000", video
 
 
 def read_ave(path):

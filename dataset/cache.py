@@ -260,7 +260,6 @@ def decode(decoder, clip, found, folder, size):
             os.remove(path + suffix)
     file = clip.wav
     try:
-        refuse_truncated(file)
         sound, pictures = decoder.sound(clip), []
         for k, name in enumerate(decoder.frames(clip)):
             file = os.path.join(clip.folder, name)
@@ -272,7 +271,7 @@ def decode(decoder, clip, found, folder, size):
     except ClipError:
         raise
     except Exception as error:  # decoders raise nearly anything on a damaged file
-        raise ClipError(f"{file}: {str(error) or type(error).__name__}") from None
+        raise ClipError(f"{file}: {str(error) or f'its decoder ended with {type(error).__name__}'}") from None
     entry = Entry(found, "", list(sound.shape), [list(picture.shape) for picture in pictures])
     stored = entry.stored(folder, clip)
     if sum(stored.sizes()) <= size:
@@ -295,18 +294,3 @@ def write_array(path, tensors):
     finally:
         if os.path.exists(partial):
             os.remove(partial)
-
-
-def refuse_truncated(path):
-    """Raise ClipError for a wav whose header promises more bytes than there are; decoders read what is left of it.
-
-    A size near 2 or 4 GB is that of a stream whose length was not known; a last byte of padding may be missing.
-    """
-    try:
-        with open(path, "rb") as file:
-            header = file.read(8)
-        promised, size = int.from_bytes(header[4:], "little") + 8, os.path.getsize(path)
-    except OSError as error:
-        raise ClipError(f"{path}: {error.strerror}") from None
-    if header[:4] == b"RIFF" and size + 1 < promised < 0x7FFFF000:
-        raise ClipError(f"{path}: truncated, {size} of {promised} bytes")

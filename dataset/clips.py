@@ -14,10 +14,13 @@ from torch.utils.data import Dataset
 from torchaudio.functional import spectrogram
 from torchvision.transforms import v2
 
-from dataset.index import AudioSettings
+from data.wav import mended, wav_fault
+from dataset.index import AudioSettings, within_sound
 from utils.errors import InputError
 from utils.training.device import normalise
 from utils.training.seeds import derived_seed
+
+SHORTEST = 0.01  # s of sound
 
 cv2.setNumThreads(0)  # its threads wait busily; clips are read by several processes instead
 
@@ -31,13 +34,18 @@ def load_waveform(path, rate):
     import librosa  # here, because its seconds are only for those who decode: a warm cache does without
 
     try:
-        with open(path, "rb") as file:  # of a path that soundfile refuses, librosa would try other decoders
+        if reason := wav_fault(path):
+            raise InputError(f"{path}: {reason}; restore it or take its clip off the split list")
+        with mended(path) as file:  # of a path that soundfile refuses, librosa would try other decoders
             samples, file_rate = librosa.load(file, sr=None)
     except (OSError, RuntimeError):  # soundfile's errors are RuntimeErrors
         remedy = "restore it (`git lfs pull` if it is a Git LFS pointer) or take its clip off the split list"
         raise InputError(f"{path}: not a readable sound file; {remedy}") from None
     if not len(samples):
         raise InputError(f"{path}: holds no sound; restore it or take its clip off the split list")
+    if len(samples) < SHORTEST * file_rate:
+        remedy = "restore it or take its clip off the split list"
+        raise InputError(f"{path}: holds {len(samples)} sample(s) of sound, too short to be heard; {remedy}")
     if not np.isfinite(samples).all():
         raise InputError(f"{path}: samples that are not finite; restore it or take its clip off the split list")
     return librosa.resample(samples, orig_sr=file_rate, target_sr=rate)
@@ -175,6 +183,7 @@ class ClipDataset(Dataset):
     Attributes:
         clips: a list of Clip.
         skipped: ids of the split that have no sound or fewer than N frames.
+        cut: ids of clips whose pictures go on long after their sound; evaluation takes those within it.
         damaged: {id: reason} of clips that cannot be decoded, see dataset/cache.py.
         stored: {path of the sound: Stored} of clips that need not be decoded again, see there.
         classes: names of the classes, in the order of their labels.
@@ -189,12 +198,15 @@ class ClipDataset(Dataset):
         self.random_crop = v2.RandomResizedCrop(args.image_size)
         # shared memory, so that workers that live through the run see the epoch change
         self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.clips, self.skipped, self.damaged, self.stored = [], [], {}, {}
+        self.clips, self.skipped, self.cut, self.damaged, self.stored = [], [], [], {}, {}
         for clip in index.clips(args, "test" if split == "test" else "train"):
             if clip.wav and len(clip.frames) >= num_frame:
                 self.clips.append(clip)
             else:
                 self.skipped.append(clip.id)
+        if not training:
+            self.clips, whole = [within_sound(clip, args.fps, num_frame) for clip in self.clips], self.clips
+            self.cut = [clip.id for clip, old in zip(self.clips, whole, strict=True) if clip is not old]
         self.classes = index.classes
         if not self.clips:
             raise InputError(
@@ -215,6 +227,8 @@ class ClipDataset(Dataset):
         text = f"{len(self)} clips"
         if self.skipped:
             text += f", {len(self.skipped)} skipped for want of sound or frames, {self.skipped[0]} first"
+        if self.cut:
+            text += f", {len(self.cut)} with frames taken within a much shorter sound, {self.cut[0]} first"
         if self.damaged:
             text += f", {len(self.damaged)} skipped as damaged, {next(iter(self.damaged))} first"
         return text

@@ -1,10 +1,12 @@
 """What an index is made of: a dataset's file in this folder says which clips there are, and where their files lie."""
 
+import math
 import os
 import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from data.wav import mended
 from utils.errors import InputError
 
 
@@ -78,6 +80,24 @@ def list_frames(folder):
     except OSError:
         return ()
     return tuple(map(sys.intern, names))  # nearly all clips share their frames' names
+
+
+def within_sound(clip, fps, num_frame):
+    """A Clip without the frames beyond its sound, where its pictures go on for more than twice as long.
+
+    Frames, `fps` of a second, begin with the sound; `num_frame` of them stay in any case.
+    """
+    import soundfile  # which --help does without
+
+    try:
+        with mended(clip.wav) as file:
+            info = soundfile.info(file)
+    except (OSError, RuntimeError):  # soundfile's errors are RuntimeErrors
+        return clip  # what it lacks is told when it is decoded
+    seconds = info.frames / info.samplerate
+    if len(clip.frames) / fps <= 2 * seconds + 1:
+        return clip
+    return clip._replace(frames=clip.frames[: max(num_frame, math.ceil(seconds * fps))])
 
 
 def pair_by_id(rows, wav_path, wavs, frames_path, suffix=""):

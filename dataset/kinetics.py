@@ -1,6 +1,8 @@
 """Kinetics-400 (Kay et al., 2017), and Kinetics-Sounds, the classes of it that can be heard (Arandjelovic, 2017)."""
 
 import os
+import sys
+from collections import Counter
 
 from data.lists import read_classes
 from dataset.index import Index, list_folder, pair_by_id
@@ -19,20 +21,29 @@ class Kinetics400(Index):
     def clips(self, args, split):
         self.classes = self.class_names(args)
         labels = {name: label for label, name in enumerate(self.classes)}
-        wav_path = os.path.join(args.audio_path, split)
-        folder = {"train": "train_img", "test": "val_img"}[split]
-        frames_path = os.path.join(args.visual_path, folder, f"Image-{args.fps:02d}-FPS")
-        wavs, folders = list_tree(wav_path, "--audio_path"), list_tree(frames_path, "--visual_path or --fps")
-        rows = []
+        wav_path, frames_path = paths(args, split)
+        wavs, folders = list_clips(args, split)
+        rows, others = [], Counter()
         for clip_id in sorted({wav.removesuffix(".wav") for wav in wavs} | folders):
             name = clip_id.partition("/")[0]
-            if name not in labels:
-                raise InputError(f"{args.dataset} {split}: a folder {name}, which is none of the classes; move it away")
-            rows.append((clip_id, labels[name]))
+            if name in labels:
+                rows.append((clip_id, labels[name]))
+            else:
+                others[name] += 1
+        self.leave_out(others, f"{args.dataset} {split}")
         return pair_by_id(rows, wav_path, wavs, frames_path)
 
     def class_names(self, args):
-        return tuple(list_classes(os.path.join(args.audio_path, "train"), "--audio_path"))
+        """The classes that have a training clip with sound and frames."""
+        wavs, folders = list_clips(args, "train")
+        usable = {wav.removesuffix(".wav") for wav in wavs} & folders
+        return tuple(sorted({clip_id.partition("/")[0] for clip_id in usable}))
+
+    def leave_out(self, others, where):
+        """Tell how many clips there are of other classes, {name: number of clips}."""
+        if others and os.environ.get("RANK", "0") == "0":  # the first of several processes
+            words = f"{others.total()} clip(s) left out, of classes without a training clip that has sound and frames"
+            print(f"warning: {where}: {words}: {', '.join(others)}", file=sys.stderr)
 
 
 class KineticSound(Kinetics400):
@@ -44,6 +55,23 @@ class KineticSound(Kinetics400):
 
     def class_names(self, args):
         return tuple(read_classes(os.path.join(args.split_path, "class.txt")))
+
+    def leave_out(self, others, where):
+        if others:
+            raise InputError(f"{where}: a folder {next(iter(others))}, which is none of the classes; move it away")
+
+
+def paths(args, split):
+    """The folders of a split's sound and frames."""
+    folder = {"train": "train_img", "test": "val_img"}[split]
+    frames_path = os.path.join(args.visual_path, folder, f"Image-{args.fps:02d}-FPS")
+    return os.path.join(args.audio_path, split), frames_path
+
+
+def list_clips(args, split):
+    """What there is of a split: sound, as a set of `<class>/<name>.wav`, and frames, as one of `<class>/<name>`."""
+    wav_path, frames_path = paths(args, split)
+    return list_tree(wav_path, "--audio_path"), list_tree(frames_path, "--visual_path or --fps")
 
 
 def list_classes(path, flag):

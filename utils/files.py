@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from utils.errors import InputError
 
+LFS_HEADER = b"version https://git-lfs.github.com/spec"
+
 
 @contextmanager
 def replacing(path):
@@ -49,6 +51,12 @@ def write_csv(path, rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())
+
+
+def is_pointer(path):
+    """Whether a file is what Git LFS leaves in place of one that it has not fetched."""
+    with open(path, "rb") as file:
+        return file.read(len(LFS_HEADER)) == LFS_HEADER
 
 
 locked = set()  # descriptors of folders

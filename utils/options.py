@@ -274,6 +274,11 @@ def extraction_parser(description, root, min_frames=None):
     """The parser of the scripts that extract sound, or frames where `min_frames` gives that flag its default."""
     parser = dataset_parser(description, root)
     parser.add_argument("--workers", type=at_least(1), metavar="N", help="processes (default: one per core)")
+    parser.add_argument(
+        "--keep_damaged",
+        action="store_true",
+        help="take what there is of truncated and damaged clips, and list them (default: they fail)",
+    )
     if min_frames:
         parser.add_argument("--fps", type=at_least(1), default=1, metavar="N", help="frames per second (default: 1)")
         parser.add_argument(

@@ -3,7 +3,9 @@
     python data/AVE/mp4_to_wav.py [--root train_test_data/AVE_Dataset] [--workers N]
 
 <id> from trainSet.txt, valSet.txt and testSet.txt in <root>; those without a video are counted as missing. Runs in
-parallel and continues where it stopped. Clips that fail are listed in <root>/failed_sound.csv.
+parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_sound.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys
@@ -22,7 +24,7 @@ def main():
     ids = {clip_id for name in ("train", "val", "test") for clip_id, _ in read_ave(args.root / f"{name}Set.txt")}
     videos, missing = find_videos(args.root / "AVE", ids)
     target = args.root / "Audios"
-    jobs = {clip_id: (video, target / f"{clip_id}.wav") for clip_id, video in videos.items()}
+    jobs = {video.name: (video, target / f"{clip_id}.wav") for clip_id, video in videos}
     extract_all_sound(jobs, target, args, missing)
 
 

@@ -3,7 +3,9 @@
     python data/AVE/video_preprocessing.py [--root train_test_data/AVE_Dataset] [--fps 1] [--min_frames 1] [--workers N]
 
 <id> from trainSet.txt, valSet.txt and testSet.txt in <root>; those without a video are counted as missing. Runs in
-parallel and continues where it stopped. Clips that fail are listed in <root>/failed_frames.csv.
+parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_frames.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys
@@ -22,7 +24,7 @@ def main():
     ids = {clip_id for name in ("train", "val", "test") for clip_id, _ in read_ave(args.root / f"{name}Set.txt")}
     videos, missing = find_videos(args.root / "AVE", ids)
     target = args.root / f"Image-{args.fps:02d}-FPS-SE"
-    jobs = {clip_id: (video, target / clip_id) for clip_id, video in videos.items()}
+    jobs = {video.name: (video, target / clip_id) for clip_id, video in videos}
     extract_all_frames(jobs, target, args, missing)
 
 

@@ -2,7 +2,9 @@
 
     python data/CREMAD/video_preprocessing.py [--root train_test_data/CREMA-D] [--fps 1] [--min_frames 1] [--workers N]
 
-Runs in parallel and continues where it stopped. Clips that fail are listed in <root>/failed_frames.csv.
+Runs in parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_frames.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys
@@ -10,17 +12,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.extraction import extract_all_frames
-from utils.errors import InputError, run
+from data.extraction import extract_all_frames, list_videos
+from utils.errors import run
 from utils.options import extraction_parser
 
 
 def main():
     args = extraction_parser("Extract frames of CREMA-D.", "train_test_data/CREMA-D", min_frames=1).parse_args()
     source, target = args.root / "VideoFlash", args.root / f"Image-{args.fps:02d}-FPS"
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder; put the dataset's VideoFlash there, or change --root")
-    jobs = {video.name: (video, target / video.stem) for video in sorted(source.glob("*.flv"))}
+    jobs = {video.name: (video, target / video.stem) for video in list_videos(source, "--root")}
     extract_all_frames(jobs, target, args)
 
 

@@ -4,7 +4,9 @@
            [--root train_test_data/kinect_sound] [--workers N]
 
 Keeps the classes of class.txt; spaces in the names of class folders become underscores. Runs in parallel and continues
-where it stopped. Clips that fail are listed in <root>/failed_sound.csv.
+where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_sound.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys

@@ -4,8 +4,9 @@
            [--root train_test_data/kinect_sound] [--fps 1] [--min_frames 3] [--workers N]
 
 Into visual/{train_img,val_img}/Image-01-FPS/<class>/<video>/<frame index>.jpg. Keeps the classes of class.txt; spaces
-in the names of class folders become underscores. Runs in parallel and continues where it stopped. Clips that fail are
-listed in <root>/failed_frames.csv.
+in the names of class folders become underscores. Runs in parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_frames.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys

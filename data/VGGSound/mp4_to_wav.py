@@ -3,7 +3,9 @@
     python data/VGGSound/mp4_to_wav.py [--root train_test_data/vggsound] [--split_path data/VGGSound] [--workers N]
 
 <id> = <youtube id>_<start, 6 digits>, from the rows of vggsound.csv; those without a video are counted as missing. Runs
-in parallel and continues where it stopped. Clips that fail are listed in <root>/failed_sound.csv.
+in parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_sound.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.extraction import extract_all_sound, find_videos
-from data.lists import read_vggsound
+from data.lists import read_vggsound, vggsound_aliases
 from utils.errors import run
 from utils.options import add_split_path, extraction_parser
 
@@ -22,11 +24,11 @@ def main():
     add_split_path(parser, "data/VGGSound")
     args = parser.parse_args()
     splits = {clip_id: split for clip_id, _, split in read_vggsound(args.split_path / "vggsound.csv")}
-    videos, missing = find_videos(args.root / "video", splits)
+    videos, missing = find_videos(args.root / "video", splits, vggsound_aliases)
     jobs, target = {}, args.root / "audio"
-    for clip_id, video in videos.items():
+    for clip_id, video in videos:
         split = splits[clip_id]
-        jobs[clip_id] = (video, target / f"{split}-audios" / f"{split}-set" / f"{clip_id}.wav")
+        jobs[video.name] = (video, target / f"{split}-audios" / f"{split}-set" / f"{clip_id}.wav")
     extract_all_sound(jobs, target, args, missing)
 
 

@@ -4,7 +4,9 @@
            [--fps 1] [--min_frames 3] [--workers N]
 
 <id> = <youtube id>_<start, 6 digits>, from the rows of vggsound.csv; those without a video are counted as missing. Runs
-in parallel and continues where it stopped. Clips that fail are listed in <root>/failed_frames.csv.
+in parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_frames.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.extraction import extract_all_frames, find_videos
-from data.lists import read_vggsound
+from data.lists import read_vggsound, vggsound_aliases
 from utils.errors import run
 from utils.options import add_split_path, extraction_parser
 
@@ -24,10 +26,10 @@ def main():
     args = parser.parse_args()
     splits = {clip_id: split for clip_id, _, split in read_vggsound(args.split_path / "vggsound.csv")}
     jobs, target = {}, args.root / "video"
-    videos, missing = find_videos(target, splits)
-    for clip_id, video in videos.items():
-        folder = target / f"{splits[clip_id]}-set-img" / f"Image-{args.fps:02d}-FPS" / video.name
-        jobs[clip_id] = (video, folder)
+    videos, missing = find_videos(target, splits, vggsound_aliases)
+    for clip_id, video in videos:
+        folder = target / f"{splits[clip_id]}-set-img" / f"Image-{args.fps:02d}-FPS" / f"{clip_id}.mp4"
+        jobs[video.name] = (video, folder)
     extract_all_frames(jobs, target, args, missing)
 
 

@@ -3,8 +3,9 @@
     python data/kinect400/mp4_to_wav.py [--source train_test_data/kinect400/raw]
            [--root train_test_data/kinect400] [--workers N]
 
-Spaces in the names of class folders become underscores. Runs in parallel and continues where it stopped. Clips that
-fail are listed in <root>/failed_sound.csv.
+Spaces in the names of class folders become underscores. Runs in parallel and continues where it stopped.
+Clips that fail, also truncated and damaged ones, are listed in <root>/failed_sound.csv; --keep_damaged takes what
+there is of those.
 """
 
 import sys
