@@ -14,7 +14,7 @@ source utils/environment.sh
 ensure_packages
 
 dataset=${dataset:-demo}                               # demo, or a name that --dataset takes
-methods=${methods:-"audio visual joint ogm_ge dgl"}    # of those that `python -m methods` lists
+methods=${methods:-"audio visual joint ogm_ge dgl"}    # of those that --method takes, or all
 alphas=${alphas:-4}                                    # for the methods that have it, dgl and its ablations
 seeds=${seeds:-"0 1 2"}
 out=${out:-ckpt/compare/$dataset}
@@ -49,17 +49,8 @@ compare() { # name of the run, flags of its method
 }
 
 flags+=("$@")
-rules=$("$PYTHON" -m methods $methods) # <name>:<flag that is tuned>
-for seed in $seeds; do
-  for rule in $rules; do
-    name=${rule%%:*}
-    if [ "${rule#*:}" = alpha ]; then
-      for alpha in $alphas; do
-        compare "$name-alpha$alpha-seed$seed" --random_seed "$seed" --method "$name" --alpha "$alpha"
-      done
-    else
-      compare "$name-seed$seed" --random_seed "$seed" --method "$name"
-    fi
-  done
-done
+plan=$("$PYTHON" -m utils.results.plan --out "$out" --methods $methods --alphas $alphas --seeds $seeds)
+while read -r run; do
+  eval "compare $run" </dev/null # quoted for the shell
+done <<<"$plan"
 "$PYTHON" -m utils.results.comparison "$out"

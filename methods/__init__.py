@@ -8,7 +8,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from utils.errors import InputError
@@ -29,7 +29,8 @@ class Flag(NamedTuple):
 class Entry:
     """A training rule: what tables call it, where its class is, its flags, and that of them which is tuned, if any.
 
-    `modality` is that of the model it trains. Called with (args, model), an entry gives the rule as its class does.
+    `modality` is that of the model it trains. `runs` says what it needs of other rules' runs with its seed: {flag: text
+    with {name} for the folder of a run of that rule}. Called with (args, model), an entry gives the rule as its class does.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Entry:
     flags: tuple[Flag, ...] = ()
     tuned: str | None = None
     modality: str = "full"
+    runs: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, args, model):
         module, _, name = self.where.rpartition(".")

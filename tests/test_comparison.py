@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, SMALL, data_flags, run_here
-from utils.results import comparison
+from tests.conftest import ROOT, SMALL, data_flags, run_here, settings_of
+from utils.results import comparison, plan
 
 SETTINGS = {"modality": "full", "method": "dgl", "modulation": "Normal", "alpha": 4.0, "no_mgt": False, "no_ugt": False}
 SETTINGS |= {"random_seed": 0, "epochs": 3}
@@ -67,6 +68,17 @@ def test_table_and_pictures(tmp_path, capsys):
     assert len({line.count("|") for line in table.splitlines()}) == 1
     for name in ("curves.png", "alpha.png"):
         assert cv2.imread(str(tmp_path / name)).std() > 5  # not blank
+
+
+def test_plan_lists_the_runs_by_method_and_seed(capsys):
+    run_here(plan, "--out", "some out", "--methods", "joint", "dgl", "--alphas", 1, 4, "--seeds", 0, 3)
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    names = ["joint", "dgl-alpha1", "dgl-alpha4"]
+    assert [line[0] for line in lines] == [f"{name}-seed{seed}" for seed in (0, 3) for name in names]
+    for name, *flags in lines:
+        args = settings_of(*flags)
+        assert name.startswith(args.method) and name.endswith(f"-seed{args.random_seed}")
+        assert args.method == "joint" or f"-alpha{args.alpha:g}-" in name
 
 
 def test_no_alpha_picture_of_a_single_alpha(tmp_path):
