@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from utils.files import write_csv, write_json, write_text
+from utils.results.evaluation import untrained_losses
 from utils.training import distributed
 from utils.training.measurement import BRANCHES, LOSSES, named
 from utils.training.run import best_of
@@ -42,6 +43,10 @@ class Journal:
             self.board = Board(folder, vars(self.args), run.log, self.done() if self.args.tensorboard_steps else None)
 
     def __enter__(self):
+        if self.args.val_ratio and not self.done():  # before its first step: G-Blending asks what a run gained
+            losses = untrained_losses(self.run)
+            if distributed.rank() == 0:
+                write_json(self.path("start.json"), losses)
         return self
 
     def __exit__(self, *_):

@@ -110,8 +110,9 @@ class Run:
         """Make model and method ready for the epoch in hand."""
         epoch, done = self.progress["epoch"], self.progress["step"]
         self.method.epoch = epoch
-        if done == 0:
+        if not self.progress.get("begun", done > 0):  # a run may stop between this and the first step
             self.method.begin_epoch(epoch, self.model, self.loaders, self.device)
+            self.progress["begun"] = True
         self.model.train()
         self.recent = deque(maxlen=-(-BATCHNORM_CLIPS // self.args.batch_size))
 
@@ -190,9 +191,10 @@ class Run:
         """
         clips, steps = len(self.loader.dataset), len(self.loader)
         means = named(self.progress["totals"] / torch.tensor([[clips], [clips], [steps]]))
-        return {
+        means = {
             name: mean for name, mean in means.items() if self.args.use_tensorboard or not name.startswith("gradient")
         }
+        return means | self.method.row()
 
     def end_epoch(self, row):
         """Add the row to the log, save last.pth, and best.pth where it is the best so far, and show it."""
