@@ -9,7 +9,6 @@ The other training rules, by --method, are the files of methods/.
 
 import os
 import sys
-import time
 from argparse import Namespace
 from functools import partial
 
@@ -46,7 +45,7 @@ from dataset.cache import refuse_much_damage
 from dataset.leaks import warn_of_leaks
 from dataset.loader import build_loader
 from methods.base import Method
-from utils.results.evaluation import BRANCHES, class_names, evaluate
+from utils.results.evaluation import BRANCHES, class_names, evaluate, held_out_loss
 from utils.results.journal import Journal
 from utils.training import checkpoint, distributed
 from utils.training.batchnorm import refresh_batchnorm, refuse_single_values
@@ -132,20 +131,17 @@ def train(args, device):
     """
     set_precision(args.deterministic)
     chosen_on = "val" if args.val_ratio else "test"
-    loaders = load_clips(args, device, ("train", chosen_on, "test"))
-    this = Run(args, device, *initial_model(args, device), loaders)
+    model, method = initial_model(args, device)
+    this = Run(args, device, model, method, load_clips(args, device, ("train", chosen_on, "test", *method.splits)))
     with this.opened(settings.as_of_today), Journal(this) as this.journal:
-        steps, method = len(loaders["train"]), settings.label(*describe(vars(args)))
-        print(f"training on {device}, {method}, {steps} steps an epoch, checkpoints in {args.ckpt_path}")
         with this.saved_when_interrupted():
             while this.progress["epoch"] < args.epochs:
-                start = time.perf_counter()
                 row = {"epoch": this.progress["epoch"], "learning_rate": this.schedule.get_last_lr()[0]}
                 row |= train_epoch(this)
-                accuracies, _ = evaluate(this.model, loaders[chosen_on], device, this.interruption.watch)
-                this.end_epoch(row | {"split": chosen_on, **accuracies, "seconds": time.perf_counter() - start})
+                accuracies, predictions = evaluate(this.model, this.loaders[chosen_on], device, this.interruption.watch)
+                row |= {"split": chosen_on, **accuracies, **held_out_loss(chosen_on, predictions)}
+                this.end_epoch(row)
         this.journal.finish(*test(this, chosen_on))
-    print(f"validate with: python valid.py --ckpt_path {this.best_path}")
 
 
 def load_clips(args, device, splits):
@@ -167,7 +163,7 @@ def load_clips(args, device, splits):
 def initial_model(args, device):
     """The model that a run with these settings starts from, and its training rule -> (AVClassifier, Method)."""
     torch.manual_seed(args.random_seed)
-    model, method = build(args, DATASETS[args.dataset].n_classes)
+    model, method = build(args, DATASETS[args.dataset].n_classes, prepare=True)
     model.amp = args.amp == "bf16"
     return model.to(device, memory_format=torch.channels_last), method  # 1.6 times as fast on the CPU
 
@@ -179,8 +175,7 @@ def test(run, chosen_on):
         what result.json holds, and the best epoch's predictions, as `evaluate` returns them, with the classes' names.
     """
     loader, best, last = run.loaders["test"], best_of(run.log), run.log[-1]
-    if chosen_on != "test":
-        last = last | evaluate(run.model, loader, run.device)[0]
+    last = last if chosen_on == "test" else last | evaluate(run.model, loader, run.device)[0]
     with distributed.first_alone():  # the process that wrote it is through with that
         run.model.load_state_dict(checkpoint.load(run.best_path)["model"])
     accuracies, predictions = evaluate(run.model, loader, run.device)
@@ -198,9 +193,11 @@ def show_gradients(args):
         raise InputError("torchrun: --gradient_report takes one process; start it with python")
     device = choose_device(args.device, args.gpu_ids)
     set_precision(args.deterministic)
-    batch = to_device(next(iter(build_loader(args, "train", device))), device)
     model, method = initial_model(args, device)
+    loaders = {split: build_loader(args, split, device) for split in ("train", *method.splits)}
+    method.begin_epoch(0, model, loaders, device)
     method.epoch = getattr(args, "modulation_starts", 0)
+    batch = to_device(next(iter(loaders["train"])), device)
     print(f"{settings.label(*describe(vars(args)))}: L2 norm of the gradient that each loss sends to each module")
     print(as_table(gradient_report(method, model.train(), *batch)))
 

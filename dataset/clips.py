@@ -175,7 +175,7 @@ class ClipDataset(Dataset):
     Args:
         index: the dataset's Index.
         args: settings: paths, fps, image_size, random_seed, val_ratio.
-        split: "train", "test", or "val", the training clips that --val_ratio holds out.
+        split: "train", "test", or "val", the training clips that --val_ratio holds out; "plain", "train" as evaluated.
         audio: AudioSettings.
         num_frame: frames per clip, N.
         training: draw and augment; by default for the split "train".

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from utils.errors import InputError
-from utils.options import at_least
+from utils.options import at_least, one_of, share, three_weights
 
 
 class Flag(NamedTuple):
@@ -29,8 +29,9 @@ class Flag(NamedTuple):
 class Entry:
     """A training rule: what tables call it, where its class is, its flags, and that of them which is tuned, if any.
 
-    `modality` is that of the model it trains. `runs` says what it needs of other rules' runs with its seed: {flag: text
-    with {name} for the folder of a run of that rule}. Called with (args, model), an entry gives the rule as its class does.
+    `modality` is that of the model it trains. Called with (args, model), an entry gives the rule as its class does.
+    `needs`: flags it is not trained without, "x or y" for one of two; with `own_fusion` it ignores --fusion_method.
+    `runs`: flags that name other rules' runs, of the same seed; {name} stands for the folder of a run of that rule.
     """
 
     label: str
@@ -39,18 +40,62 @@ class Entry:
     tuned: str | None = None
     modality: str = "full"
     runs: dict[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    own_fusion: bool = False
 
     def __call__(self, args, model):
         module, _, name = self.where.rpartition(".")
         return getattr(importlib.import_module(module), name)(args, model)
 
 
-ALPHA = Flag("alpha", at_least(0, float), 4.0, "weight of the unimodal losses, the one value to tune: try 1 to 8")
+NUMBER, COUNT = at_least(0, float), at_least(0)
+ALPHA = Flag("alpha", NUMBER, 4.0, "weight of the unimodal losses, the one value to tune: try 1 to 8")
 WINDOW = (
-    Flag("modulation_starts", at_least(0), 0, "first epoch, counted from 0, that is modulated", "EPOCH"),
-    Flag("modulation_ends", at_least(0), 50, "last epoch, counted from 0, that is modulated", "EPOCH"),
+    Flag("modulation_starts", COUNT, 0, "first epoch, counted from 0, that is modulated", "EPOCH"),
+    Flag("modulation_ends", COUNT, 50, "last epoch, counted from 0, that is modulated", "EPOCH"),
 )
-OGM = (Flag("ogm_alpha", at_least(0, float), 0.1, "strength of the modulation"), *WINDOW)
+OGM = (Flag("ogm_alpha", NUMBER, 0.1, "strength of the modulation"), *WINDOW)
+AGM = (
+    Flag("agm_alpha", NUMBER, 1.0, "strength of the modulation"),
+    Flag("agm_mask", one_of("shared", "passes"), "shared", "shared: one masked clip; passes: whole batches", "WAY"),
+    Flag("agm_ends", COUNT, 20, "last epoch, counted from 0, that is modulated", "EPOCH"),
+)
+PMR = (
+    Flag("pmr_alpha", NUMBER, 1.0, "weight of the slower modality's prototype loss"),
+    Flag("pmr_mu", NUMBER, 0.01, "weight of the leading modality's entropy"),
+    Flag("pmr_momentum", share, 0.2, "part of the old prototypes in the new, 0 to 1"),
+    Flag("pmr_entropy", COUNT, 10, "epochs, from the first, with the entropy", "EPOCHS"),
+    Flag("pmr_ends", COUNT, 70, "last epoch, counted from 0, that is rebalanced", "EPOCH"),
+    Flag("pmr_rule", one_of("paper", "code"), "paper", "as the paper, or as the published code", "RULE"),
+)
+MMPARETO = (
+    Flag("mmpareto_gamma", NUMBER, 1.5, "factor of the encoders' gradients"),
+    Flag("mmpareto_rescale", one_of("encoder", "tensor"), "encoder", "what has its length restored as one", "PART"),
+)
+RELEARN = (
+    Flag("relearn_lambda", NUMBER, 3.0, "strength of the way back"),
+    Flag("relearn_every", at_least(1), 20, "epochs between two of them", "EPOCHS"),
+    Flag("relearn_times", COUNT, 3, "how often at most", "N"),
+)
+UMT = (
+    Flag("umt_audio", str, None, "audio teacher, best.pth of a run of --method audio", "FILE"),
+    Flag("umt_visual", str, None, "visual teacher, likewise", "FILE"),
+    Flag("umt_lambda", NUMBER, 10.0, "weight of the distance to them, to tune: try 1, 10, 50"),
+)
+INFOREG = (
+    Flag("inforeg_beta", NUMBER, 0.9, "strength of the regulation"),
+    Flag("inforeg_k", at_least(-math.inf, float), 0.04, "rise of an encoder's trace above which it is regulated"),
+    Flag("inforeg_unimodal", NUMBER, 0.0, "weight of unimodal losses with heads of their own; InfoReg* has 1"),
+)
+GBLEND = (
+    Flag("gblend_runs", str, None, "finished runs of joint, audio, visual with --val_ratio", "DIR,DIR,DIR"),
+    Flag("gblend_weights", three_weights, None, "weights of joint, audio and visual loss, say 0.2,0.5,0.3", "M,A,V"),
+)
+LFM = (Flag("lfm_weights", one_of("heuristic", "fitted"), "heuristic", "how match is weighted by epoch", "WAY"),)
+MLA = (Flag("mla_projection", one_of("on", "off"), "on", "off: plain alternation, as the published code", "ON"),)
+
+RUNS = {"gblend_runs": "{joint},{audio},{visual}"}
+TEACHERS = {"umt_audio": "{audio}/best.pth", "umt_visual": "{visual}/best.pth"}
 
 METHODS = {  # in the order of tables
     "audio": Entry("audio alone", "methods.unimodal.Unimodal", modality="audio"),
@@ -58,6 +103,16 @@ METHODS = {  # in the order of tables
     "joint": Entry("joint", "methods.joint.Joint"),
     "ogm": Entry("OGM", "methods.ogm.OGM", OGM),
     "ogm_ge": Entry("OGM-GE", "methods.ogm.OGM_GE", OGM),
+    "joint_uni": Entry("joint+uni", "methods.joint_uni.JointUni"),
+    "gblend": Entry("G-Blending", "methods.gblend.GBlend", GBLEND, needs=("gblend_runs or gblend_weights",), runs=RUNS),
+    "agm": Entry("AGM", "methods.agm.AGM", AGM),
+    "pmr": Entry("PMR", "methods.pmr.PMR", PMR),
+    "mmpareto": Entry("MMPareto", "methods.mmpareto.MMPareto", MMPARETO),
+    "mla": Entry("MLA", "methods.mla.MLA", MLA, own_fusion=True),
+    "lfm": Entry("LFM (heuristic)", "methods.lfm.LFM", LFM, own_fusion=True),
+    "relearn": Entry("Re-learning", "methods.relearn.Relearn", RELEARN, needs=("val_ratio",)),
+    "umt": Entry("UMT", "methods.umt.UMT", UMT, needs=("umt_audio", "umt_visual"), runs=TEACHERS),
+    "inforeg": Entry("InfoReg", "methods.inforeg.InfoReg", INFOREG),
     "no_mgt+no_ugt": Entry("DGL -MGT -UGT", "methods.ablations.NoMGTNoUGT", (ALPHA,), tuned="alpha"),
     "no_mgt": Entry("DGL -MGT", "methods.ablations.NoMGT", (ALPHA,), tuned="alpha"),
     "no_ugt": Entry("DGL -UGT", "methods.ablations.NoUGT", (ALPHA,), tuned="alpha"),
@@ -114,7 +169,9 @@ def resolve(settings):
 
 
 def check_flags(args, typed):
-    """Refuse flags of other methods than args.method; those that the authors' scripts always have are a warning.
+    """Refuse flags of other methods than args.method, and to train without those that it needs.
+
+    Those that the authors' scripts always have are a warning.
 
     Args:
         args: the settings, resolved.
@@ -130,6 +187,14 @@ def check_flags(args, typed):
                     f"--{flag.name}: of --method {' or '.join(owners)}, not of {args.method}; leave it out"
                 )
             print(f"warning: --{flag.name}: no effect with --method {args.method}", file=sys.stderr)
+    entry = METHODS[args.method]
+    if entry.own_fusion and args.fusion_method != "concat":
+        raise InputError(
+            f"--fusion_method {args.fusion_method}: --method {args.method} has a fusion of its own; leave it out"
+        )
+    for need in entry.needs if args.train or args.gradient_report else ():
+        if not any(getattr(args, name) for name in need.split(" or ")):
+            raise InputError(f"--method {args.method}: needs --{need.replace(' or ', ' or --')}; add it")
     starts, ends = getattr(args, "modulation_starts", 0), getattr(args, "modulation_ends", math.inf)
     if starts > ends:
         raise InputError(f"--modulation_starts {starts}: after --modulation_ends {ends}; lower it")
@@ -146,12 +211,16 @@ def build_method(args, model):
     return METHODS[args.method](args, model)
 
 
-def build(args, n_classes):
+def build(args, n_classes, prepare=False):
     """The model that the settings describe, as it begins, and its training rule -> (AVClassifier, Method).
 
-    Weights are drawn from PyTorch's generator: encoders, joint head, then what heads the rule adds.
+    Weights are drawn from PyTorch's generator: encoders, joint head, then what heads the rule adds. To be trained the
+    rule is to `prepare` too, which may read other runs, and raises InputError where these are not there.
     """
     from models.basic_model import AVClassifier
 
     model = AVClassifier(n_classes, args.fusion_method, args.modality)
-    return model, build_method(args, model)
+    method = build_method(args, model)
+    if prepare:
+        method.prepare(model)
+    return model, method

@@ -12,10 +12,23 @@ from methods.base import Method
 
 
 class Ablation(Method):
+    """Both truncations: without `mgt` L_m reaches the encoders, without `ugt` alpha * (L_a + L_v) reaches fusion."""
+
     mgt = ugt = True
 
     def step(self, model, spectrogram, frames, label):
-        return ablation_step(model, spectrogram, frames, label, self.args.alpha, self.mgt, self.ugt)
+        fusion = model.fusion_module
+        theta = list(fusion.parameters())
+        features = model.encode_audio(spectrogram), model.encode_video(frames)
+        # the border between encoders and fusion: each loss is led to the sides that it may reach
+        border = [feature.detach().requires_grad_() for feature in features]
+        loss_a = F.cross_entropy(fusion.audio_alone(border[0]), label)
+        loss_v = F.cross_entropy(fusion.visual_alone(border[1]), label)
+        (self.args.alpha * (loss_a + loss_v)).backward(inputs=border if self.ugt else border + theta)
+        loss = F.cross_entropy(fusion.fuse(*border), label)
+        loss.backward(inputs=theta if self.mgt else border + theta)
+        torch.autograd.backward(features, [feature.grad for feature in border])
+        return loss.detach(), loss_a.detach(), loss_v.detach()
 
 
 class NoMGT(Ablation):
@@ -28,26 +41,3 @@ class NoUGT(Ablation):
 
 class NoMGTNoUGT(Ablation):
     mgt = ugt = False
-
-
-def ablation_step(model, spectrogram, frames, label, alpha, mgt=True, ugt=True):
-    """One step of DGL with a truncation left out; with both in place its gradients are those of `dgl_step`.
-
-    The features are the border between encoders and fusion: each loss is led to the sides that it may reach.
-
-    Args:
-        model, spectrogram, frames, label, alpha: as `dgl_step`.
-        mgt: multimodal gradient truncation; without it the multimodal loss reaches the encoders too.
-        ugt: unimodal gradient truncation; without it the unimodal losses, times alpha, reach fusion too.
-    """
-    fusion = model.fusion_module
-    theta = list(fusion.parameters())
-    features = model.encode_audio(spectrogram), model.encode_video(frames)
-    border = [feature.detach().requires_grad_() for feature in features]
-    loss_a = F.cross_entropy(fusion.audio_alone(border[0]), label)
-    loss_v = F.cross_entropy(fusion.visual_alone(border[1]), label)
-    (alpha * (loss_a + loss_v)).backward(inputs=border if ugt else border + theta)
-    loss = F.cross_entropy(fusion.fuse(*border), label)
-    loss.backward(inputs=theta if mgt else border + theta)
-    torch.autograd.backward(features, [feature.grad for feature in border])
-    return loss.detach(), loss_a.detach(), loss_v.detach()

@@ -16,17 +16,18 @@ class Joint(Method):
         return joint_step(model, spectrogram, frames, label)
 
 
-def joint_step(model, spectrogram, frames, label, modulate=None):
+def joint_step(model, spectrogram, frames, label, modulate=None, extra=None):
     """One step of joint training, as Method.step.
 
     Args:
         modulate: a function of (model, logits_a, logits_v, label) that changes the gradients; the logits are each
             modality's own, (B, C).
+        extra: a function of the features a, v, (B, 512) each, that gives what is added to the loss.
     """
     fusion = model.fusion_module
     a, v = model.encode_audio(spectrogram), model.encode_video(frames)  # (B, 512) each
     loss = F.cross_entropy(fusion.fuse(a, v), label)
-    loss.backward()
+    (loss + extra(a, v) if extra else loss).backward()
     with torch.no_grad():
         logits_a, logits_v = fusion.audio_alone(a), fusion.visual_alone(v)
         if modulate:

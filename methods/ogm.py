@@ -12,7 +12,6 @@ import torch
 
 from methods.base import Method
 from methods.joint import joint_step
-from models.fusion_modules import ConcatFusion_AUXI
 from utils.training import distributed
 
 
@@ -31,8 +30,7 @@ class OGM(Method):
             logits_a, logits_v: each modality's own logits (B, C); a bias that both share is halved between them.
             label: (B,).
         """
-        fusion = model.fusion_module
-        shared = fusion.fc_out.bias / 2 if isinstance(fusion, ConcatFusion_AUXI) else 0
+        shared = model.fusion_module.shared_bias
         counts = model.share > 0  # a process that has no clip of the batch was given one that is another's
         score_a, score_v = (
             distributed.total(counts * probability.gather(1, label.unsqueeze(1)).sum(dtype=torch.float32))

@@ -32,7 +32,7 @@ class AVClassifier(nn.Module):
             raise ValueError(f"modality {modality!r} is none of {', '.join(MODALITIES)}")
         if fusion_method not in FUSION_MODULES:
             raise ValueError(f"fusion_method {fusion_method!r} is none of {', '.join(FUSION_MODULES)}")
-        self.modality = modality
+        self.modality, self.n_classes = modality, n_classes
         audio_net, visual_net = ResNet18(in_channels=1), ResNet18(in_channels=3)  # an encoder kept alone begins alike
         if modality != "visual":
             self.audio_net = audio_net

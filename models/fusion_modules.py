@@ -13,7 +13,12 @@ class Fusion_AUXI(nn.Module):
 
     A new fusion module defines `fuse`, where the feature in both places would not do also `audio_alone` and
     `visual_alone`, and takes its place in models/__init__.py.
+
+    Attributes:
+        shared_bias: half of the bias that both modalities' own logits hold; 0 where each has its own.
     """
+
+    shared_bias = 0
 
     def forward(self, x, y):
         """Fused logits of the detached features: multimodal gradient truncation (paper section 3)."""
@@ -38,6 +43,10 @@ class ConcatFusion_AUXI(Fusion_AUXI):
     def __init__(self, n_classes, dim=512):
         super().__init__()
         self.fc_out = nn.Linear(2 * dim, n_classes)
+
+    @property
+    def shared_bias(self):
+        return self.fc_out.bias / 2
 
     def fuse(self, x, y):
         return self.fc_out(torch.cat([x, y], dim=1))

@@ -12,10 +12,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main_dgl
+from models import basic_model
+from models.backbone import ResNet18
 from models.basic_model import AVClassifier
 from tests.conftest import SMALL, data_flags, run_here
+from tests.rules import SmallEncoder
 from utils.results import evaluation
-from utils.training import distributed
+from utils.training import distributed, statistics
 from utils.training import run as training_run
 from utils.training.device import to_device
 
@@ -24,6 +27,19 @@ RUNS = {
     for fusion in ("concat", "gated")
     for name, flags in {"dgl": [], "ogm_ge": ["--method", "ogm_ge"]}.items()
 }
+SMALL_ENCODERS = {  # the other rules, with a small encoder in ResNet-18's place
+    "joint_uni": [],
+    "gblend": ["--gblend_weights", "0.2,0.5,0.3"],
+    "agm": ["--fusion_method", "gated"],
+    "pmr": ["--pmr_mu", 0.1, "--epochs", 2],
+    "mmpareto": [],
+    "mla": [],
+    "lfm": [],
+    "relearn": ["--val_ratio", 0.3, "--relearn_every", 1, "--relearn_times", 1, "--epochs", 3],
+    "umt": [],  # and the teachers beside the corpus
+    "inforeg": ["--inforeg_k=-1e9", "--epochs", 3],
+}
+RUNS |= {name: ["--method", name, *flags] for name, flags in SMALL_ENCODERS.items()}
 BATCHES = ["--batch_size", 17, "--image_size", 33]  # of 18 clips: the second process has none of the last
 
 
@@ -45,9 +61,12 @@ def train_all(corpus, out):
         patch.setattr(main_dgl, "initial_model", lambda *arguments: in_float64(*build(*arguments)))
         patch.setattr(AVClassifier, "train", lambda model, mode=True: train(model, False))
         patch.setattr(main_dgl, "refresh_batchnorm", lambda model, batches: None)
-        for module in (training_run, evaluation):
+        for module in (training_run, evaluation, statistics):
             patch.setattr(module, "to_device", small_batch)
         for name, flags in RUNS.items():
+            patch.setattr(basic_model, "ResNet18", SmallEncoder if name in SMALL_ENCODERS else ResNet18)
+            if name == "umt":
+                flags = [*flags, "--umt_audio", corpus / "audio.pth", "--umt_visual", corpus / "visual.pth"]
             flags = [*data_flags(corpus), *SMALL, "--num_workers", 0, *BATCHES, "--epochs", 1, *flags]
             run_here(main_dgl, "--train", "--device", "cpu", *flags, "--ckpt_path", out / name)
 

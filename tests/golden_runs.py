@@ -8,6 +8,7 @@ product with a fixed wave, which tells apart what a norm does not.
 
 import json
 import sys
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,12 +17,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from methods import build, resolve
 from models import FUSION_MODULES
+from tests.rules import loaders_of, write_teachers
 from utils.results.settings import training_parser
 from utils.training.run import build_optimizer
 from utils.training.seeds import derived_seed
 
 FOLDER = Path(__file__).with_name("golden")
 CLASSES, STEPS = 5, 4
+LAST = 2  # epoch: three of them, of one, one and two steps
 
 RUNS = {f"dgl-{fusion}": ["--fusion_method", fusion] for fusion in FUSION_MODULES}
 RUNS |= {
@@ -33,6 +36,16 @@ RUNS |= {
     "no_mgt+no_ugt": ["--no_mgt", "--no_ugt"],
     "audio": ["--modality", "audio"],
     "visual": ["--modality", "visual"],
+    "joint_uni": ["--method", "joint_uni", "--fusion_method", "gated"],
+    "gblend": ["--method", "gblend", "--gblend_weights", "0.2,0.5,0.3"],
+    "agm": ["--method", "agm"],
+    "pmr": ["--method", "pmr", "--pmr_mu", "0.1"],
+    "mmpareto": ["--method", "mmpareto"],
+    "mla": ["--method", "mla"],
+    "lfm": ["--method", "lfm"],
+    "relearn": ["--method", "relearn", "--val_ratio", "0.5", "--relearn_every", "1", "--relearn_times", "1"],
+    "umt": ["--method", "umt"],
+    "inforeg": ["--method", "inforeg", "--inforeg_k=-1e9"],  # always in its window, from the third epoch on
 }
 
 
@@ -55,10 +68,12 @@ def figures(tensor):
 
 def golden_run(flags):
     """Train with these flags of main_dgl.py -> {"losses": (STEPS, 3), "tensors": {name: figures}}; None for NaN."""
-    args = training_parser().parse_args([*flags, "--learning_rate", "0.01", "--alpha", "3"])
-    args = Namespace(**resolve(vars(args)))
-    torch.manual_seed(args.random_seed)
-    model, method = build(args, CLASSES)
+    with tempfile.TemporaryDirectory() as folder:
+        teachers = write_teachers(Path(folder), small=False) if "umt" in flags else []
+        args = training_parser().parse_args([*flags, *teachers, "--learning_rate", "0.01", "--alpha", "3"])
+        args = Namespace(**resolve(vars(args)))
+        torch.manual_seed(args.random_seed)
+        model, method = build(args, CLASSES, prepare=True)
     model.double().train()
     optimizer, _ = build_optimizer(model, args)
 
@@ -67,8 +82,13 @@ def golden_run(flags):
         optimizer.step()
         optimizer.zero_grad()
 
-    losses = []
+    losses, loaders = [], loaders_of(*map(torch.cat, zip(clips(100), clips(101), strict=True)))
+    loaders |= {"val": loaders_of(*clips(102))["val"]}
     for number in range(STEPS):
+        if number <= LAST:
+            method.epoch = number
+            method.begin_epoch(number, model, loaders, torch.device("cpu"))
+            model.train()
         torch.manual_seed(derived_seed(args.random_seed, 0, "noise", number))
         of_step = method.update(model, *clips(number), finish)
         losses.append([None if loss.isnan() else loss.item() for loss in of_step])

@@ -10,8 +10,10 @@ import pytest
 
 import main_dgl
 import valid
+from dataset import DATASETS
 from tests.conftest import ROOT, SMALL, data_flags, run_here
 from tests.distributed_runs import RUNS, train_all
+from tests.rules import write_teachers
 from utils.training import checkpoint
 
 
@@ -29,9 +31,10 @@ def runs(corpus, tmp_path_factory):
     shutil.copytree(corpus, folder / "corpus", ignore=shutil.ignore_patterns(".cache"))
     listed = (corpus / "test.csv").read_text().splitlines()
     (folder / "corpus" / "test.csv").write_text("\n".join(listed[:5]) + "\n")
+    write_teachers(folder / "corpus", classes=DATASETS["CREMAD"].index.classes, n_classes=6)
     done = torchrun("tests/distributed_runs.py", folder / "corpus", folder / "two")
     assert done.returncode == 0, done.stderr
-    assert len([line for line in done.stdout.splitlines() if line.startswith("epoch ")]) == len(RUNS), done.stdout
+    assert len([line for line in done.stdout.splitlines() if line.startswith("training on ")]) == len(RUNS), done.stdout
     train_all(folder / "corpus", folder / "one")
     return folder
 
@@ -52,7 +55,10 @@ def test_two_processes_reach_the_parameters_of_one(runs, name):
             assert shared[key] == pytest.approx(alone[key], rel=1e-6)
         for key in ("train_fused", "train_audio", "train_visual", "fused", "audio", "visual"):
             assert shared[key] == pytest.approx(alone[key], abs=1e-6), key
-        assert 5 * shared["fused"] == pytest.approx(round(5 * shared["fused"]), abs=1e-6)  # of five clips, none twice
+        right = {"test": 5, "val": 6}[shared["split"]] * shared["fused"]
+        assert right == pytest.approx(round(right), abs=1e-6)  # of five clips, or six held out, none twice
+        for key in {"val_loss", "relearn_audio", "relearn_visual"} & alone.keys():
+            assert shared[key] == pytest.approx(alone[key], rel=1e-6), key
 
 
 def test_several_gpus_in_one_process_are_refused_with_the_command(capsys, tmp_path):

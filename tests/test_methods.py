@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from main_dgl import dgl_step
+from main_dgl import DGL
 from methods import build_method, resolve
-from methods.ablations import ablation_step
+from methods.ablations import Ablation
 from models.basic_model import AVClassifier
 from tests.conftest import method_of, settings_of
 from tests.test_dgl_step import ALPHA, CLASSES, FORMULAS, assert_equal_gradients, batch, build, features
@@ -65,8 +65,9 @@ def test_which_loss_reaches_which_module(fusion_method, mgt, ugt):
 
 
 def test_ablation_of_nothing_is_dgl():
-    models = [build("gated"), build("gated")]
-    losses = [step(model, *batch(), ALPHA) for step, model in zip((dgl_step, ablation_step), models, strict=True)]
+    models, args = [build("gated"), build("gated")], settings_of("--alpha", ALPHA)
+    rules = DGL(args, models[0]), Ablation(args, models[1])
+    losses = [rule.step(model, *batch()) for rule, model in zip(rules, models, strict=True)]
     torch.testing.assert_close(*losses)
     for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)

@@ -15,6 +15,7 @@ from utils.errors import OneLineParser
 FREE_SETTINGS = {"train", "resume", "epochs", "audio_path", "visual_path", "split_path", "cache_path", "cache_gb"}
 FREE_SETTINGS |= {"max_skipped", "num_workers", "device", "gpu_ids", "ckpt_path", "use_tensorboard", "tensorboard_path"}
 FREE_SETTINGS |= {"tensorboard_steps", "gradient_report"}
+FREE_SETTINGS |= {"umt_audio", "umt_visual", "gblend_runs"}  # where they lie: the methods look at what is in them
 
 
 def at_least(minimum, kind=int):
@@ -52,6 +53,25 @@ share = number_that(lambda value: value <= 1, "at most 1")
 def integers(text):
     """An argparse type: '[70]', '30,60' or '30 60' -> a list of integers of at least 0; '[]' is the empty list."""
     return [at_least(0)(word) for word in text.strip().strip("[]()").replace(",", " ").split()]
+
+
+def one_of(*words):
+    """An argparse type: one of these words."""
+
+    def word(text):
+        if text not in words:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
+        return text
+
+    return word
+
+
+def three_weights(text):
+    """An argparse type: '0.2,0.5,0.3' or '0.2 0.5 0.3' -> a list of three numbers of at least 0."""
+    weights = [at_least(0, float)(word) for word in text.strip().strip("[]").replace(",", " ").split()]
+    if len(weights) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers")
+    return weights
 
 
 def add_data_flags(parser, datasets):
@@ -172,12 +192,13 @@ def training_parser(datasets, fusion_methods, modalities, methods, method_flags)
     )
     group.add_argument("--no_ugt", action="store_true", help="--method no_ugt: unimodal gradient reaches fusion")
     for flag, owners in method_flags.items():
+        default = f"{flag.default:g}" if isinstance(flag.default, (int, float)) else flag.default
         group.add_argument(
             f"--{flag.name}",
             type=flag.type,
             default=flag.default,
             metavar=flag.metavar,
-            help=f"{', '.join(owners)}: {flag.help} (default: {flag.default:g})",
+            help=f"{', '.join(owners)}: {flag.help}" + ("" if default is None else f" (default: {default})"),
         )
 
     group = parser.add_argument_group("run")

@@ -29,6 +29,8 @@ COLUMNS = {
 # Settings in which the runs of a comparison may differ, those of the machine and of each method among them.
 VARIED = {"method", "modality", "random_seed", *(FREE_SETTINGS - {"epochs"}), *(flag.name for flag in flags())}
 
+OF_A_SEED = {"random_seed", "gblend_weights"}  # in which runs of one method differ: G-Blending measures its weights
+
 
 def collect(folder):
     """The finished runs below a folder.
@@ -59,9 +61,7 @@ def collect(folder):
                 raise InputError(
                     f"{path.parent}: a run of the same method and seed is beside it; move one of them away"
                 )
-            refuse_difference(
-                path.parent, settings, other["settings"], settings.keys() - FREE_SETTINGS - {"random_seed"}
-            )
+            refuse_difference(path.parent, settings, other["settings"], settings.keys() - FREE_SETTINGS - OF_A_SEED)
         runs[key].append(entry)
     if not runs:
         raise InputError(f"{folder}: no finished run in it; run compare.sh")

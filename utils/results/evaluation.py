@@ -1,11 +1,16 @@
 """Evaluation, shared by main_dgl.py and valid.py."""
 
+import copy
+import itertools
+
 import numpy as np
 import torch
 
 from utils.training import distributed
+from utils.training.batchnorm import refresh_batchnorm
 from utils.training.device import to_device
 from utils.training.measurement import BRANCHES
+from utils.training.run import BATCHNORM_CLIPS
 
 
 @torch.inference_mode()
@@ -39,6 +44,33 @@ def evaluate(model, dataloader, device, watch=iter):
     if distributed.size() > 1:
         predictions = gather(predictions, dataloader.sampler)
     return {branch: accuracy(predictions, branch) for branch in BRANCHES}, predictions
+
+
+def held_out_loss(split, predictions):
+    """What a row of the log says of held-out clips beside their accuracies: {"val_loss": cross-entropy}, mean per clip.
+
+    Of the test set it says nothing. G-Blending's weights come of it.
+    """
+    return {"val_loss": mean_loss(predictions)} if split == "val" else {}
+
+
+def mean_loss(predictions):
+    """Cross-entropy of the fused branch's predictions, mean per clip."""
+    probability = predictions["fused"].double().gather(1, predictions["label"].unsqueeze(1))
+    return -probability.clamp(min=1e-30).log().mean().item()
+
+
+def untrained_losses(run):
+    """Losses of a run that begins, on its training and its held-out clips: {"loss": .., "val_loss": ..}, mean per clip.
+
+    Measured on a copy of the model, its BatchNorm having seen clips as in every evaluation.
+    """
+    model, loader = copy.deepcopy(run.model), run.loader
+    loader.dataset.set_epoch(0)
+    first = itertools.islice(loader, -(-BATCHNORM_CLIPS // run.args.batch_size))
+    refresh_batchnorm(model, [to_device(batch, run.device)[:2] for batch in first])
+    losses = [mean_loss(evaluate(model, run.loaders[split], run.device)[1]) for split in ("train", "val")]
+    return dict(zip(("loss", "val_loss"), losses, strict=True))
 
 
 def gather(predictions, sampler):

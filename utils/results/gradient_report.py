@@ -1,5 +1,7 @@
 """Which loss reaches which module, and how strongly: a training rule made visible by running its step."""
 
+import copy
+
 import torch
 
 from utils.training.measurement import MODULES, WatchedLosses, gradient_norms
@@ -23,6 +25,8 @@ def gradient_report(method, model, spectrogram, frames, label):
         clipping, "all" of the unchanged step; without the losses and the encoders that the model lacks.
     """
 
+    remembered, buffers = copy.deepcopy((method.state_dict(), dict(model.named_buffers())))
+
     def run(weights=None):
         torch.manual_seed(0)  # OGM-GE draws noise
         squares = torch.zeros(len(MODULES), dtype=torch.float64)
@@ -34,6 +38,9 @@ def gradient_report(method, model, spectrogram, frames, label):
         model.zero_grad()
         with WatchedLosses(weights) as watched:
             losses = method.update(model, spectrogram, frames, label, finish)
+        method.load_state_dict(copy.deepcopy(remembered))  # that all rows begin alike
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
         norms = dict(zip(MODULES, squares.sqrt().tolist(), strict=True))
         return watched.find(losses), {name: norm for name, norm in norms.items() if norm == norm}  # NaN: lacks it
 
@@ -56,4 +63,6 @@ def as_table(report):
     lines = [" " * 3 + "".join(f"{headings[module]:>16}" for module in report["all"])]
     for loss, norms in report.items():
         lines.append(f"{loss:3}" + "".join(f"{'0' if norm == 0 else f'{norm:.4g}':>16}" for norm in norms.values()))
+    if list(report) == ["all"]:
+        lines.append("what each loss sends cannot be told apart: the gradients are not linear in L_m, L_a and L_v")
     return "\n".join(lines)

@@ -10,7 +10,10 @@ import weakref
 import torch
 from tqdm import tqdm
 
+from methods import describe
 from utils.files import write_csv, write_json, write_text
+from utils.results.evaluation import untrained_losses
+from utils.results.settings import label
 from utils.training import distributed
 from utils.training.measurement import BRANCHES, LOSSES, named
 from utils.training.run import best_of
@@ -44,6 +47,12 @@ class Journal:
             self.board = Board(folder, vars(self.args), run.log, self.done() if self.args.tensorboard_steps else None)
 
     def __enter__(self):
+        steps, method = len(self.run.loader), label(*describe(vars(self.args)))
+        print(f"training on {self.run.device}, {method}, {steps} steps an epoch, checkpoints in {self.args.ckpt_path}")
+        if self.args.val_ratio and not self.done():  # before its first step: G-Blending asks what a run gained
+            losses = untrained_losses(self.run)
+            if distributed.rank() == 0:
+                write_json(self.path("start.json"), losses)
         return self
 
     def __exit__(self, *_):
@@ -112,6 +121,7 @@ class Journal:
         if self.board:
             self.board.add_result(rows, confusion)
         write_json(self.path("result.json"), result)
+        print(f"validate with: python valid.py --ckpt_path {self.run.best_path}")
 
     def write_log(self):
         write_text(self.path("log.jsonl"), "".join(json.dumps(row) + "\n" for row in self.run.log))

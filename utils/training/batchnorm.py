@@ -1,5 +1,7 @@
 """BatchNorm statistics that belong to the weights that are evaluated."""
 
+from contextlib import contextmanager
+
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -42,3 +44,14 @@ def refresh_batchnorm(model, batches):
         layer.momentum = momentum
         for statistics in (layer.running_mean, layer.running_var):
             distributed.total(statistics).div_(distributed.size())
+
+
+@contextmanager
+def evaluating(encoder):
+    """A block in which an encoder's BatchNorm evaluates; the rest of it, and the model's own mode, stay."""
+    layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    for layer in layers:
+        layer.eval()
+    yield
+    for layer in layers:
+        layer.train()

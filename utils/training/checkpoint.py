@@ -1,5 +1,6 @@
 """Checkpoints: plain dicts with all that is needed to rebuild model and data."""
 
+import hashlib
 import os
 import pickle
 import warnings
@@ -9,6 +10,7 @@ import torch
 from utils.errors import InputError
 from utils.files import replacing
 from utils.options import FREE_SETTINGS
+from utils.training.seeds import derived_seed
 
 
 def save(path, model, settings, **state):
@@ -107,6 +109,11 @@ def load(path):
         settings |= {name: checkpoint[name] for name in ("modulation", "alpha") if name in checkpoint}
         checkpoint |= {"model": weights, "settings": settings}
     return checkpoint | {"authors": authors}
+
+
+def digest(tensors):
+    """A number that tells apart what is in some tensors, the same on every machine."""
+    return derived_seed(*(hashlib.blake2b(tensor.cpu().numpy().tobytes()).hexdigest() for tensor in tensors))
 
 
 def is_plain(settings):

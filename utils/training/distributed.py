@@ -110,12 +110,18 @@ class Shared:
                 encoder = DistributedDataParallel(getattr(model, name), forward_sync_buffers=False)
                 encoder.register_comm_hook(self, weighted_sum)
                 setattr(self.model, name, encoder)
+        self.model.__dict__["original"] = model  # no part of it, so not among its modules
 
     def reduce_fusion(self):
         """Average fusion's gradients, after the last backward pass."""
         if size() > 1:
             for parameter in self.model.fusion_module.parameters():
                 total(parameter.grad.mul_(self.model.share))
+
+
+def original(model):
+    """The model whose twin this is, or itself: its encoders average nothing, as who averages by hand needs them."""
+    return vars(model).get("original", model)
 
 
 def weighted_sum(shared, bucket):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections import deque
 from contextlib import ExitStack, contextmanager
 
@@ -109,9 +110,10 @@ class Run:
     def begin_epoch(self):
         """Make model and method ready for the epoch in hand."""
         epoch, done = self.progress["epoch"], self.progress["step"]
-        self.method.epoch = epoch
-        if done == 0:
+        self.method.epoch, self.start = epoch, time.perf_counter()
+        if not self.progress.get("begun", done > 0):  # a run may stop between this and the first step
             self.method.begin_epoch(epoch, self.model, self.loaders, self.device)
+            self.progress["begun"] = True
         self.model.train()
         self.recent = deque(maxlen=-(-BATCHNORM_CLIPS // self.args.batch_size))
 
@@ -190,10 +192,12 @@ class Run:
         """
         clips, steps = len(self.loader.dataset), len(self.loader)
         means = named(self.progress["totals"] / torch.tensor([[clips], [clips], [steps]]))
-        return {name: mean for name, mean in means.items() if self.args.use_tensorboard or name not in GRADIENTS}
+        means = {name: mean for name, mean in means.items() if self.args.use_tensorboard or name not in GRADIENTS}
+        return means | self.method.row()
 
     def end_epoch(self, row):
         """Add the row to the log, save last.pth, and best.pth where it is the best so far, and show it."""
+        row["seconds"] = time.perf_counter() - self.start
         self.schedule.step()
         self.log, self.progress = [*self.log, row], start_of(self.progress["epoch"] + 1)
         if best_of(self.log) is row:

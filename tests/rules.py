@@ -1,0 +1,146 @@
+"""What the tests of the training rules share: a small encoder, rules that are ready to step, gradients compared."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from methods import build_method
+from models import basic_model
+from models.basic_model import AVClassifier
+from tests.conftest import settings_of
+from tests.test_dgl_step import CLASSES, FORMULAS, linear
+from utils.training import checkpoint
+
+NEEDS = {"gblend": ["--gblend_weights", "0.2,0.5,0.3"]}  # flags that a rule is not built without
+
+
+class SmallEncoder(nn.Sequential):
+    """In ResNet-18's place where its weights are of no matter: (B, in_channels, H, W) -> (B, 512, h, w)."""
+
+    def __init__(self, in_channels):
+        first = nn.Conv2d(in_channels, 8, 5, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        super().__init__(*first, nn.Conv2d(8, 512, 3, stride=2, bias=False), nn.BatchNorm2d(512), nn.ReLU())
+
+
+def small_model(fusion="concat", modality="full", seed=0, n_classes=CLASSES):
+    """An AVClassifier with small encoders, in float32."""
+    whole, basic_model.ResNet18 = basic_model.ResNet18, SmallEncoder
+    try:
+        torch.manual_seed(seed)
+        return AVClassifier(n_classes, fusion, modality)
+    finally:
+        basic_model.ResNet18 = whole
+
+
+def rule(name, *flags, fusion="concat"):
+    """A small model in float64, in training, and its rule, ready to step -> (model, method)."""
+    model = small_model(fusion)
+    method = build_method(settings_of("--method", name, *NEEDS.get(name, ()), *flags), model)
+    with torch.no_grad():
+        for layer in model.fusion_module.modules():
+            if isinstance(layer, nn.Linear):
+                layer.bias.normal_()  # so that it matters how a bias is counted
+    if name == "umt":
+        method.teachers = [small_model(modality=modality, seed=9).eval() for modality in ("audio", "visual")]
+        for teacher in method.teachers:
+            teacher.requires_grad_(False)
+        method.digests = [1, 2]
+    elif name == "pmr":
+        method.prototypes = list(torch.rand(2, CLASSES, 512, dtype=torch.float64))
+        method.present = torch.ones(CLASSES, dtype=torch.bool)
+    elif name == "relearn":
+        method.prepare(model)
+    elif name == "inforeg":
+        method.begin_epoch(0, model, {}, torch.device("cpu"))
+    return model.double().train(), method
+
+
+def fused(model, a, v, fusion="concat"):
+    """The joint head's logits, by the formula."""
+    head = getattr(model.fusion_module, "joint", model.fusion_module)
+    return FORMULAS[fusion][0](dict(head.named_parameters()), a, v)
+
+
+def own(model, a, v):
+    """The logits of heads of their own, audio's and video's."""
+    weights = dict(model.fusion_module.named_parameters())
+    return linear(weights, "audio_head", a), linear(weights, "visual_head", v)
+
+
+def alone(model, a, v, fusion="concat"):
+    """Each modality's logits of the joint head; with concat each has half of the bias."""
+    weights = dict(model.fusion_module.named_parameters())
+    half = weights["fc_out.bias"] / 2 if fusion == "concat" else 0
+    return FORMULAS[fusion][1](weights, a) - half, FORMULAS[fusion][2](weights, v) - half
+
+
+def gradients(model, outputs, weights=None):
+    """d(outputs), weighted, of every parameter by name; zeros where nothing reaches it."""
+    named = dict(model.named_parameters())
+    found = torch.autograd.grad(
+        outputs, list(named.values()), weights, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(named, found, strict=True))
+
+
+def assert_gradients(model, expected):
+    """Every .grad is what is expected, to 1e-5 of its length; where 0 is expected it may be missing."""
+    for name, parameter in model.named_parameters():
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        error = (grad - expected[name]).norm() / expected[name].norm().clamp(min=1e-12)
+        assert error < 1e-5, f"{name}: relative error {error:.2e}"
+
+
+def likely(logits, label):
+    """Softmax probability of the true class, (B,)."""
+    return torch.stack([row.softmax(0)[k] for row, k in zip(logits, label, strict=True)])
+
+
+def labels_that_favour(first, other):
+    """Labels at which the first logits are better than the other by as much as can be."""
+    return (first.softmax(1) - other.softmax(1)).argmax(dim=1)
+
+
+def write_teachers(folder, dataset="CREMAD", classes=(), n_classes=CLASSES, seed=100, small=True):
+    """Runs of one encoder each, for UMT -> the flags that name them."""
+    flags = []
+    for modality in ("audio", "visual"):
+        path, settings = folder / f"{modality}.pth", {"method": modality, "dataset": dataset}
+        model = small_model(modality=modality, seed=seed, n_classes=n_classes)
+        if not small:
+            torch.manual_seed(seed)
+            model = AVClassifier(n_classes, modality=modality)
+        checkpoint.save(path, model, settings, classes=list(classes))
+        flags += [f"--umt_{modality}", str(path)]
+    return flags
+
+
+class Clips:
+    """A dataset of given clips: spectrogram (M, F, T), frames (M, 3, N, H, W), label (M,)."""
+
+    def __init__(self, spectrogram, frames, label):
+        self.tensors, self.classes = (spectrogram, frames, label), []
+        self.clips = [SimpleNamespace(id=f"clip{k}", label=int(each)) for k, each in enumerate(label)]
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, numbers):
+        return tuple(tensor[numbers] for tensor in self.tensors)
+
+
+class Loader:
+    """What a rule knows of a loader."""
+
+    def __init__(self, dataset, steps):
+        self.dataset, self.steps = dataset, steps
+
+    def __len__(self):
+        return self.steps
+
+
+def loaders_of(spectrogram, frames, label, steps=2):
+    """Loaders of every split, all of the same clips: (M, 1, F, T), (M, 3, N, H, W), (M,)."""
+    loader = Loader(Clips(spectrogram.squeeze(1), frames, label), steps)
+    return dict.fromkeys(("train", "plain", "val"), loader)
