@@ -54,8 +54,11 @@ class Sources:
         self.file.flush()
 
     def finish(self):
-        """Write the record anew, in order, of the outputs that are there."""
+        """Write the record anew, in order, of the outputs that are there; none of nothing."""
         if self.file:
             self.file.close()
         there = {name: row for name, row in sorted(self.rows.items()) if (self.target / name).exists()}
-        write_csv(self.path, [HEADER, *([name, *row] for name, row in there.items())])
+        if there:
+            write_csv(self.path, [HEADER, *([name, *row] for name, row in there.items())])
+        else:
+            self.path.unlink(missing_ok=True)
