@@ -1,9 +1,10 @@
 """Evaluate checkpoints: accuracy, macro F1 and mean average precision of the fused, audio and visual branches.
 
-    python valid.py --ckpt_path ckpt/cremad/best.pth                       # and the accuracy on every class
-    python valid.py --ckpt_path ckpt/cremad/best.pth ckpt/joint/best.pth   # side by side
-    python valid.py --ckpt_path ckpt/cremad/best.pth --video clip.flv      # what is in this clip?
-    python valid.py --ckpt_path ckpt/cremad/best.pth --linear_probe        # how good each encoder's features are
+    python valid.py                                            # the newest best.pth below ckpt/
+    python valid.py --ckpt_path ckpt/cremad/best.pth           # this one, with the accuracy on every class
+    python valid.py ckpt/cremad ckpt/joint/last.pth            # side by side; a run's folder stands for its best.pth
+    python valid.py ckpt/cremad --video clip.flv               # what is in this clip?
+    python valid.py ckpt/cremad --linear_probe                 # how good each encoder's features are
 
 Model and data are rebuilt from the settings in the checkpoint; any other flag overrides them. A checkpoint of the
 authors' own code records no dataset, so name it: --dataset CREMAD.
@@ -15,7 +16,7 @@ from functools import partial
 from dataset import DATASETS
 from utils import options
 from utils.errors import InputError, run
-from utils.results.settings import validation_parser
+from utils.results.settings import find_checkpoints, validation_parser
 
 
 def parse_flags():
@@ -25,6 +26,7 @@ def parse_flags():
         InputError: a flag is wrong, or does not go with another.
     """
     _, typed = options.parse(validation_parser())
+    typed["ckpt_path"] = find_checkpoints([*typed.pop("paths", ()), *typed.get("ckpt_path", ())])
     for name in ("video", "confusion", "predictions"):
         if name in typed and len(typed["ckpt_path"]) > 1:
             raise InputError(f"--{name}: of one checkpoint; give --ckpt_path a single file")

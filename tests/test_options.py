@@ -9,7 +9,7 @@ METHOD = {"method", "modulation", "no_mgt", "no_ugt", "alpha", "ogm_alpha", "mod
 MODEL = {"fusion_method", "modality", "epochs", "optimizer", "learning_rate", "lr_decay_step", "lr_decay_ratio", "amp"}
 RUN = {"train", "max_skipped", "resume", "ckpt_path", "gradient_report", "random_seed", "deterministic"}
 BOARD = {"use_tensorboard", "tensorboard_path", "tensorboard_steps"}
-VALIDATION = {"ckpt_path", "video", "linear_probe", "json", "confusion", "predictions"}
+VALIDATION = {"paths", "ckpt_path", "video", "linear_probe", "json", "confusion", "predictions"}
 
 
 def names(parser):

@@ -1,6 +1,7 @@
 """Errors that are the input's: one line on stderr, exit status 2, no traceback."""
 
 import argparse
+import difflib
 import os
 import select
 import signal
@@ -27,7 +28,17 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        raise InputError(f"{message}; {self.prog} --help lists every flag")
+        unknown = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
+        meant = [flag for flag in self._option_string_actions if is_meant(unknown, flag)]
+        hint = f"did you mean {' or '.join(meant)}? " if meant and unknown not in meant else ""
+        raise InputError(f"{message}; {hint}{self.prog} --help lists every flag")
+
+
+def is_meant(typed, flag):
+    """Whether a word that is no flag may stand for one: its beginning, its initials, or a slip of the hand."""
+    initials = "--" + "".join(word[0] for word in flag.strip("-").split("_"))
+    begins = flag.startswith(typed) and typed.strip("-")
+    return typed[:2] == "--" and bool(begins or typed == initials or difflib.get_close_matches(typed, [flag], 1, 0.8))
 
 
 def nobody_reads():

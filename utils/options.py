@@ -247,11 +247,13 @@ def validation_parser(datasets):
         description="Evaluate a checkpoint. Model and data are rebuilt from the checkpoint; any other flag overrides."
     )
     parser.add_argument(
+        "paths", nargs="*", metavar="PATH", help="as --ckpt_path; with neither, the newest best.pth below ckpt/"
+    )
+    parser.add_argument(
         "--ckpt_path",
         nargs="+",
-        required=True,
-        metavar="FILE",
-        help="best.pth or last.pth of a run; several are compared in one table",
+        metavar="PATH",
+        help="best.pth or last.pth of a run, or its folder for best.pth; several are compared in one table",
     )
     add_data_flags(parser, datasets)
     group = parser.add_argument_group("run")

@@ -75,10 +75,8 @@ def load(path):
     Raises:
         InputError: `path` is missing or no checkpoint.
     """
-    if os.path.isdir(path):
-        raise InputError(f"{path}: a folder; --ckpt_path wants a file in it, such as {os.path.join(path, 'best.pth')}")
     if not os.path.exists(path):
-        raise InputError(f"{path}: no such file; --ckpt_path wants a checkpoint written by main_dgl.py")
+        raise InputError(f"{path}: no such file; --ckpt_path wants a checkpoint, which main_dgl.py --train writes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.load muses about pickles that it then refuses
