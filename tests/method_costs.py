@@ -1,4 +1,4 @@
-"""What a step of every training rule costs beside one of joint training: time and peak memory, in one process.
+"""What a step of a training rule costs beside one of joint training: processor time, peak memory, in one process.
 
     python tests/method_costs.py [dgl agm ..] [--rounds 5] [--batch_size 16] [--image_size 64]
 
@@ -33,7 +33,7 @@ def memory(name):
 
 
 def ready(name, flags, clips):
-    """A function that makes one update of the rule -> (seconds, MB at its peak above what the process held before)."""
+    """A function that makes one update of the rule -> (seconds, MB at its peak above what the process held)."""
     args = Namespace(**resolve(vars(training_parser().parse_args(["--method", name, *flags]))))
     torch.manual_seed(0)
     model, method = build(args, 6, prepare=True)
@@ -49,9 +49,9 @@ def ready(name, flags, clips):
 
     def step():
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
-        before, start = memory("VmRSS"), time.perf_counter()
+        before, start = memory("VmRSS"), time.process_time()
         method.update(model, *clips, finish)
-        return time.perf_counter() - start, memory("VmHWM") - before
+        return time.process_time() - start, memory("VmHWM") - before
 
     step()  # the first allocates momentum
     return step
