@@ -1,6 +1,7 @@
 """The scripts as a user runs them: train, validate, override, the authors' checkpoints, and one line for bad input."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -98,6 +99,34 @@ def test_main_without_train_evaluates_best(trained, output_of):
     assert done.stdout == output_of(valid, "--ckpt_path", folder / "best.pth")
     if not torch.cuda.is_available():
         assert "warning: --gpu_ids" in done.stderr
+
+
+def test_valid_takes_a_folder_or_finds_the_newest_run(trained, corpus, tmp_path, output_of, refused, monkeypatch):
+    expected = accuracies(output_of(valid, "--ckpt_path", trained[0] / "best.pth"))
+    assert accuracies(output_of(valid, trained[0])) == expected
+    monkeypatch.chdir(tmp_path)
+    assert "ckpt" in refused(valid)
+    for name, changed in (("older", 1), ("newer", 2)):
+        (tmp_path / "ckpt" / name).mkdir(parents=True)
+        shutil.copy(trained[0] / "best.pth", tmp_path / "ckpt" / name)
+        os.utime(tmp_path / "ckpt" / name / "best.pth", (changed, changed))
+    output = output_of(valid)
+    assert output.startswith("ckpt/newer/best.pth: the newest of 2 run(s) below ckpt/, beside ckpt/older/best.pth\n")
+    assert accuracies(output) == expected
+
+
+@pytest.mark.parametrize("dataset", ["CREMAD", "VGGSound"])
+def test_the_authors_spelling(dataset, tmp_path):
+    done = run_script(f"data/{dataset}/video_preprecessing.py", "--root", tmp_path, "--fps", 0, check=False)
+    assert done.returncode == 2 and "--fps" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("--lr", "--learning_rate"), ("--alhpa", "--alpha"), ("--epoch", "--epochs"), ("--xyz", "")]
+)
+def test_did_you_mean(refused, typed, meant):
+    error = refused(main_dgl, "--train", typed, 3)
+    assert (f"did you mean {meant}" in error) if meant else "did you mean" not in error
 
 
 def test_same_seed_same_weights(trained, corpus, tmp_path):
