@@ -165,7 +165,7 @@ def one_step(way, batch_size, rounds):
 
     device = choose_device()
     set_precision(deterministic=False)
-    model, _ = initial_model(settings("."), device)
+    model, _ = initial_model(settings(Path()), device)
     model.train()
     if way == "plain":
         model.to(memory_format=torch.contiguous_format)

@@ -20,10 +20,9 @@ import main_dgl
 from main_dgl import dgl_step
 from methods import METHODS
 from methods.base import Method
-from models.basic_model import AVClassifier
 from tests.conftest import SMALL, data_flags, method_of, run_here
-from tests.rules import NEEDS
-from tests.test_dgl_step import CLASSES, batch, build
+from tests.rules import NEEDS, small_model
+from tests.test_dgl_step import CLASSES, batch
 from tests.test_resume import interrupt_at
 from utils.results.board import Board
 from utils.results.figures import confusion_figures, curves_figure, save_figure
@@ -132,7 +131,7 @@ OF_ITS_OWN = {"agm", "pmr", "umt"}  # logits that the model does not give; proto
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "audio" and name not in OF_ITS_OWN])
 def test_right_answers_are_counted_from_the_steps_own_logits(name):
     torch.manual_seed(0)
-    model, (spectrogram, frames, label) = AVClassifier(CLASSES, modality=METHODS[name].modality), batch(8)
+    model, (spectrogram, frames, label) = small_model(modality=METHODS[name].modality), batch(8)
     method = method_of(model, "--method", name, *NEEDS.get(name, ()))
     model.double().train()
     if name == "inforeg":
@@ -174,7 +173,7 @@ def norms_of(model, loss):
 )
 @pytest.mark.parametrize("fusion_method", ["concat", "gated"])
 def test_gradient_report_is_what_autograd_says(name, routes, fusion_method):
-    model, clips = build(fusion_method), batch()
+    model, clips = small_model(fusion_method).double().train(), batch()
     method = method_of(model, "--method", name, "--alpha", 3)
     report = gradient_report(method, model, *clips)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -203,7 +202,7 @@ class Leaking(Method):
 
 
 def test_gradient_report_shows_a_leak():
-    model = build("sum")
+    model = small_model("sum").double().train()
     report = gradient_report(Leaking(None, model), model, *batch())
     assert report["L_m"]["audio"] == report["L_m"]["visual"] == 0
     assert report["L_a"]["fusion"] > 0 and report["L_v"]["fusion"] > 0

@@ -9,6 +9,18 @@ METHOD = {"method", "modulation", "no_mgt", "no_ugt", "alpha", "ogm_alpha", "mod
 MODEL = {"fusion_method", "modality", "epochs", "optimizer", "learning_rate", "lr_decay_step", "lr_decay_ratio", "amp"}
 RUN = {"train", "max_skipped", "resume", "ckpt_path", "gradient_report", "random_seed", "deterministic"}
 BOARD = {"use_tensorboard", "tensorboard_path", "tensorboard_steps"}
+OF_RULES = {
+    "agm": "alpha mask ends",
+    "pmr": "alpha mu momentum entropy ends rule",
+    "mmpareto": "gamma rescale",
+    "relearn": "lambda every times",
+    "umt": "audio visual lambda",
+    "inforeg": "beta k unimodal",
+    "gblend": "runs weights",
+    "lfm": "weights",
+    "mla": "projection",
+}
+METHOD |= {f"{rule}_{name}" for rule, names in OF_RULES.items() for name in names.split()}
 VALIDATION = {"paths", "ckpt_path", "video", "linear_probe", "json", "confusion", "predictions"}
 
 

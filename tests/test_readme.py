@@ -104,7 +104,7 @@ def add_snippets(text, folder):
         file = folder / head.removeprefix("# ").partition(":")[0]
         if file.name == "__init__.py":  # a row of the table, and the import that it may need
             row = re.search(r'^    "\w+": .*\n', code, re.MULTILINE)[0]
-            table = re.compile(r"^[A-Z_]+ = \{.*\n", re.MULTILINE)
+            table = re.compile(r"^[A-Z_]+ = \{(  #.*)?\n", re.MULTILINE)
             text = table.sub(lambda head, row=row: head[0] + row, file.read_text(), count=1)
             file.write_text(code.replace(row, "") + text)
         else:

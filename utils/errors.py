@@ -30,8 +30,9 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
         unknown = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
         meant = [flag for flag in self._option_string_actions if is_meant(unknown, flag)]
-        hint = f"did you mean {' or '.join(meant)}? " if meant and unknown not in meant else ""
-        raise InputError(f"{message}; {hint}{self.prog} --help lists every flag")
+        if meant and unknown not in meant:
+            message += f"; did you mean {' or '.join(meant)}?"
+        raise InputError(f"{message}; {self.prog} --help lists every flag")
 
 
 def is_meant(typed, flag):

@@ -72,7 +72,11 @@ class Run:
                 raise InputError(
                     f"{self.args.ckpt_path}: not the same on all machines; --ckpt_path must be on a shared disk"
                 )
-            yield
+            try:
+                yield
+            finally:  # reader processes end with their loaders; kept alive they would be waited for in vain at exit
+                self.loader = None
+                self.loaders.clear()
 
     def resume(self, as_of_today):
         if not self.args.resume:
