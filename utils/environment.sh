@@ -7,7 +7,8 @@ PYTHON=.venv/bin/python
 
 # Makes the environment or brings it up to date, unless the Python at hand is another one and has the packages.
 ensure_packages() {
-  local packages="torchvision torchaudio librosa soundfile cv2 imageio_ffmpeg pebble tqdm tensorboard sklearn matplotlib"
+  local packages
+  packages="torchvision torchaudio librosa soundfile cv2 imageio_ffmpeg pebble tqdm tensorboard sklearn matplotlib"
   [ ! -d .venv ] && "$PYTHON" -c "
 import importlib.util, sys
 sys.exit(any(importlib.util.find_spec(name) is None for name in '$packages'.split()))" || make_environment
