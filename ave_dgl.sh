@@ -4,16 +4,22 @@
 # Time:      not measured.
 # Accuracy:  none noted by the authors, none measured; alpha is CREMA-D's.
 # Data:      train_test_data/AVE_Dataset, see data/AVE/README.md.
-# Flags given here are added behind those below and win; a second setting takes a folder of its own:
-#   bash ave_dgl.sh --alpha 5 --ckpt_path ckpt/ave-alpha5
-#   bash ave_dgl.sh --resume          # goes on with an interrupted run
+# Edit a setting, or give it for one run, and start it again: each setting has a run of its own below ckpt/ave,
+# and the same again goes on where it stopped, or validates. Flags of main_dgl.py behind it win:
+#   alpha=5 bash ave_dgl.sh
+#   bash ave_dgl.sh --fusion_method gated --val_ratio 0.1
+alpha=${alpha:-4}                           # weight of the unimodal losses
+learning_rate=${learning_rate:-0.002}
+lr_decay_step=${lr_decay_step:-70}          # epochs, counted from 0
+epochs=${epochs:-100}
+batch_size=${batch_size:-64}
+seed=${seed:-0}
+processes=${processes:-1}                   # one per GPU
+
 set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh
 ensure_packages
-
-flags=(--dataset AVE --modality full --modulation Normal --fusion_method concat --alpha 4 --num_frame 1
-  --epochs 100 --batch_size 64 --optimizer sgd --learning_rate 0.002 --lr_decay_step '[70]'
-  --ckpt_path ckpt/ave "$@")
-"$PYTHON" main_dgl.py --train "${flags[@]}"
-"$PYTHON" main_dgl.py "${flags[@]}" # without --train: validates best.pth
+train_and_validate --dataset AVE --modality full --modulation Normal --fusion_method concat --num_frame 1 \
+  --alpha "$alpha" --learning_rate "$learning_rate" --lr_decay_step "$lr_decay_step" --epochs "$epochs" \
+  --batch_size "$batch_size" --random_seed "$seed" --use_tensorboard "$@"

@@ -5,16 +5,22 @@
 #            a clip for forward and backward of both encoders.
 # Accuracy:  the authors note 77.48 (alpha 4) and 78.12 (alpha 5) for their own script.
 # Data:      train_test_data/CREMA-D, see data/CREMAD/README.md.
-# Flags given here are added behind those below and win; a second setting takes a folder of its own:
-#   bash cramed_dgl.sh --alpha 5 --ckpt_path ckpt/cremad-alpha5
-#   bash cramed_dgl.sh --resume          # goes on with an interrupted run
+# Edit a setting, or give it for one run, and start it again: each setting has a run of its own below ckpt/cremad,
+# and the same again goes on where it stopped, or validates. Flags of main_dgl.py behind it win:
+#   alpha=5 bash cramed_dgl.sh
+#   bash cramed_dgl.sh --fusion_method gated --val_ratio 0.1
+alpha=${alpha:-4}                           # weight of the unimodal losses
+learning_rate=${learning_rate:-0.002}
+lr_decay_step=${lr_decay_step:-70}          # epochs, counted from 0
+epochs=${epochs:-100}
+batch_size=${batch_size:-64}
+seed=${seed:-0}
+processes=${processes:-1}                   # one per GPU
+
 set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh
 ensure_packages
-
-flags=(--dataset CREMAD --modality full --modulation Normal --fusion_method concat --alpha 4
-  --epochs 100 --batch_size 64 --optimizer sgd --learning_rate 0.002 --lr_decay_step '[70]'
-  --ckpt_path ckpt/cremad "$@")
-"$PYTHON" main_dgl.py --train "${flags[@]}"
-"$PYTHON" main_dgl.py "${flags[@]}" # without --train: validates best.pth
+train_and_validate --dataset CREMAD --modality full --modulation Normal --fusion_method concat --num_frame 1 \
+  --alpha "$alpha" --learning_rate "$learning_rate" --lr_decay_step "$lr_decay_step" --epochs "$epochs" \
+  --batch_size "$batch_size" --random_seed "$seed" --use_tensorboard "$@"

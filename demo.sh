@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # From nothing to a validated model on clips made here: six drawn faces and synthetic voices in CREMA-D's raw form.
-# Needs Python 3.10 or newer. About 3 minutes on 2 CPU cores once .venv is installed.
+# Needs Python 3.10 or newer. About 3 minutes on 2 CPU cores once the packages are there.
 # Writes train_test_data/demo, train_test_data/.cache and ckpt/demo. Interrupted, it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh
-make_environment
+ensure_packages
 root=train_test_data/demo/CREMA-D
 
 bash data/demo/make_demo.sh
 echo "== train with DGL"
-"$PYTHON" main_dgl.py --train --dataset CREMAD --audio_path "$root/AudioWAV" --visual_path "$root" \
+run "$PYTHON" main_dgl.py --train --dataset CREMAD --audio_path "$root/AudioWAV" --visual_path "$root" \
   --split_path "$root" --image_size 64 --batch_size 8 --epochs 5 --learning_rate 0.002 --lr_decay_step '[4]' \
-  --alpha 4 --ckpt_path ckpt/demo --resume
+  --alpha 4 --use_tensorboard --ckpt_path ckpt/demo
 echo "== validate the best epoch"
-"$PYTHON" valid.py --ckpt_path ckpt/demo/best.pth
+run "$PYTHON" valid.py --ckpt_path ckpt/demo/best.pth
 
 cat <<'EOF'
 
@@ -23,5 +23,6 @@ The sound tells more than the picture, and DGL trains both encoders all the same
 The model is ckpt/demo/best.pth; curves.png and confusion.png beside it show how it came about. What to try next:
   - another fusion: the training command of this script with --fusion_method gated --ckpt_path ckpt/demo-gated
   - another weight of the unimodal losses: the same with --alpha 1 --ckpt_path ckpt/demo-alpha1
+  - losses and accuracies side by side: tensorboard --logdir ckpt
   - the real CREMA-D: data/CREMAD/README.md, then bash cramed_dgl.sh
 EOF

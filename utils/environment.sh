@@ -1,31 +1,67 @@
-# Sourced by the scripts. PYTHON is that of the project's .venv where there is one, else the machine's.
-# `make_environment` makes .venv and installs requirements.txt into it, and other such files that are named behind it;
-# again only when one of them has changed.
-machine_python=$(command -v python3 || command -v python || true)
-PYTHON=.venv/bin/python
-[ -x "$PYTHON" ] || PYTHON=$machine_python
+# Sourced by the scripts, from the project's folder: which Python, its packages, and what signals do.
+# PYTHON is that of the project's .venv where there is one, else the machine's.
 
-# Makes the environment or brings it up to date, unless the Python at hand is another one and has the packages.
-ensure_packages() {
-  local packages
-  packages="torchvision torchaudio librosa soundfile cv2 imageio_ffmpeg pebble tqdm tensorboard sklearn matplotlib"
-  [ ! -d .venv ] && "$PYTHON" -c "
-import importlib.util, sys
-sys.exit(any(importlib.util.find_spec(name) is None for name in '$packages'.split()))" || make_environment
+refuse() {
+  echo "error: $1" >&2
+  exit 2
 }
 
-make_environment() {
-  local file stale=
+if [ -e .venv ]; then
+  PYTHON=.venv/bin/python
+  [ -x "$PYTHON" ] || refuse ".venv: its Python is gone; remove the folder (rm -r .venv) and start again"
+else
+  PYTHON=$(command -v python3 || command -v python || echo false)
+fi
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
+  refuse "Python 3.10 or newer is needed; install it and put it on the PATH as python3"
+
+# The packages of requirements.txt, and of other such files named behind it: those of the Python at hand if it has them,
+# else in .venv, which is made, or brought up to date where a file has changed.
+ensure_packages() {
+  local file modules="torchvision torchaudio librosa soundfile cv2 imageio_ffmpeg pebble tqdm tensorboard sklearn matplotlib"
   set -- requirements.txt "$@"
-  for file in "$@"; do cmp -s "$file" ".venv/$file" || stale=1; done
-  [ "$stale" ] || return 0
-  if ! "${machine_python:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-    echo "error: Python 3.10 or newer is needed; install it and put it on the PATH as python3" >&2
-    exit 2
+  if [ -e .venv ]; then
+    for file in "$@"; do cmp -s "$file" ".venv/$file" || break; done
+    ! cmp -s "$file" ".venv/$file" || return 0
+  else
+    [ $# -eq 1 ] || modules+=" pytest xdist ruff importlinter"
+    ! "$PYTHON" -c "
+import importlib.util, sys
+sys.exit(any(importlib.util.find_spec(name) is None for name in '$modules'.split()))" || return 0
+    trap 'rm -rf .venv' EXIT # not left half made, whatever ends this
   fi
   echo "== setting up .venv (several GB on Linux, a few minutes)"
-  "$machine_python" -m venv .venv
+  { [ -e .venv ] || "$PYTHON" -m venv .venv; } &&
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}" && cp "$@" .venv/ ||
+    refuse "the packages could not be installed, see above; mend that and start again"
+  trap - EXIT
   PYTHON=.venv/bin/python
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}"
-  cp "$@" .venv/
+}
+
+# Runs a command to its end. What a terminal or a cluster ends a job with reaches it, so that training is saved.
+run() {
+  local child status received=
+  set -m # in a process group of its own, since Ctrl-C would not reach it otherwise
+  "$@" </dev/null &
+  child=$!
+  set +m
+  trap 'received=143; kill -TERM "$child" 2>/dev/null || true' TERM
+  trap 'received=129; kill -TERM "$child" 2>/dev/null || true' HUP
+  trap 'received=138; kill -TERM "$child" 2>/dev/null || true' USR1
+  trap 'received=130; kill -INT "$child" 2>/dev/null || true' INT
+  while :; do
+    status=0
+    wait "$child" || status=$?
+    kill -0 "$child" 2>/dev/null || break # else a signal has ended the waiting alone
+  done
+  trap - TERM HUP USR1 INT
+  return "${received:-$status}"
+}
+
+# Trains with these flags of main_dgl.py, in `processes` processes, and validates the best epoch.
+train_and_validate() {
+  local launch=("$PYTHON")
+  [ "${processes:-1}" -eq 1 ] || launch+=(-m torch.distributed.run --standalone "--nproc_per_node=$processes")
+  run "${launch[@]}" main_dgl.py --train "$@"
+  run "$PYTHON" main_dgl.py "$@" # without --train: validates best.pth
 }
