@@ -20,7 +20,7 @@ from data.frames import damage, save_video
 from data.probe import complaint, find_ffmpeg, lateness, messages_kept
 from data.sources import Sources
 from utils.errors import InputError
-from utils.files import exclusive, is_pointer, write_csv
+from utils.files import exclusive, is_pointer, looked_in, write_csv
 from utils.pool import ClipError, each_clip
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv", ".mpg", ".mpeg", ".m4v", ".3gp")
@@ -45,7 +45,9 @@ def list_videos(folder, flag):
         paths = sorted(Path(folder).iterdir())
     except OSError as error:
         path = error.filename or folder
-        raise InputError(f"{path}: {error.strerror}; put the dataset's videos there, or change {flag}") from None
+        raise InputError(
+            f"{path}: {error.strerror}{looked_in(path)}; put the dataset's videos there, or change {flag}"
+        ) from None
     return [path for path in paths if is_video(path)]
 
 
@@ -254,16 +256,21 @@ def remove(path):
     path.unlink(missing_ok=True)
 
 
+def outputs_of(args):
+    """The folder that a script under data/ writes to: --target, or --root itself."""
+    return getattr(args, "target", None) or args.root
+
+
 def extract_all_frames(jobs, target, args, missing=""):
-    """`extract_frames` for all `jobs`, as `extract_all`; args: fps, min_frames, keep_damaged, root, workers."""
+    """`extract_frames` for all `jobs`, as `extract_all`; args: fps, min_frames, keep_damaged, root, target, workers."""
     function = partial(extract_frames, per_second=args.fps, min_frames=args.min_frames, keep_damaged=args.keep_damaged)
-    extract_all(function, jobs, target, args.root / "failed_frames.csv", args, missing)
+    extract_all(function, jobs, target, outputs_of(args) / "failed_frames.csv", args, missing)
 
 
 def extract_all_sound(jobs, target, args, missing=""):
-    """`extract_sound` for all `jobs`, as `extract_all`; args: keep_damaged, root, workers."""
+    """`extract_sound` for all `jobs`, as `extract_all`; args: keep_damaged, root, target, workers."""
     function = partial(extract_sound, ffmpeg=find_ffmpeg(), keep_damaged=args.keep_damaged)
-    extract_all(function, jobs, target, args.root / "failed_sound.csv", args, missing)
+    extract_all(function, jobs, target, outputs_of(args) / "failed_sound.csv", args, missing)
 
 
 def extract_all(function, jobs, target, report, args, missing=""):
@@ -287,12 +294,13 @@ def extract_all(function, jobs, target, report, args, missing=""):
         note = f", {missing}" if missing else ""
         raise InputError(f"{report.parent}: no video of the dataset found{note}; its readme says how to get it")
     unfinished = target / UNFINISHED
-    with exclusive(target, "--root"):
+    flag = "--target" if hasattr(args, "target") else "--root"
+    with exclusive(target, flag):
         try:
             remove(unfinished)  # of a run that was killed
             unfinished.mkdir()
         except OSError as error:
-            raise InputError(f"{unfinished}: {error.strerror}; change the folder's permissions, or --root") from None
+            raise InputError(f"{unfinished}: {error.strerror}; change the folder's permissions, or {flag}") from None
         try:
             results, failures, kept = extract_new(function, jobs, target, unfinished, args)
         finally:

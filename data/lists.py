@@ -3,14 +3,16 @@
 import csv
 
 from utils.errors import InputError
+from utils.files import looked_in
 
 CREMAD_EMOTIONS = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
 
 
-def read_rows(path, form, delimiter=","):
+def read_rows(path, form, delimiter=",", remedy="get or make it as the dataset's readme says"):
     """Yield (where, cells) for every row of a UTF-8 list without a header; `where` names file and line for messages.
 
-    Cells are stripped, blank lines and a byte order mark ignored. `form` shows a row, such as '<id>,<class>'.
+    Cells are stripped, blank lines and a byte order mark ignored. `form` shows a row, such as '<id>,<class>'; `remedy`
+    says what to do where the list is missing.
 
     Raises:
         InputError: the list is missing, empty or not text, or a row has another number of cells.
@@ -27,7 +29,7 @@ def read_rows(path, form, delimiter=","):
                     raise InputError(f"{where}: {delimiter.join(row)!r} is not {form!r}; mend the line")
                 yield where, [cell.strip() for cell in row]
     except FileNotFoundError:
-        raise InputError(f"{path}: no such list; get or make it as the dataset's readme says") from None
+        raise InputError(f"{path}: no such list{looked_in(path)}; {remedy}") from None
     except (OSError, UnicodeDecodeError, csv.Error):
         raise InputError(f"{path}: not a readable UTF-8 list of {form!r} rows; get or make it again") from None
     if empty:
@@ -56,15 +58,15 @@ def whole_number(text, where):
     return int(text)
 
 
-def read_split(path, classes):
-    """A split list, rows `<id>,<class>` -> [(id, label), ...].
+def read_split(path, classes, **missing):
+    """A split list, rows `<id>,<class>` -> [(id, label), ...]; `remedy` as `read_rows` has it.
 
     Raises:
         InputError: the list or a row is wrong.
     """
     labels = {name: label for label, name in enumerate(classes)}
     rows = []
-    for where, (clip_id, name) in read_rows(path, "<id>,<class>"):
+    for where, (clip_id, name) in read_rows(path, "<id>,<class>", **missing):
         if name not in labels:
             raise InputError(f"{where}: {clip_id} has the unknown class {name!r}; known: {', '.join(classes)}")
         rows.append((check_name(clip_id, where), labels[name]))

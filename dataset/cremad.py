@@ -15,7 +15,9 @@ class CREMAD(Index):
     split_path = "data/CREMAD"
 
     def clips(self, args, split):
-        rows = read_split(os.path.join(args.split_path, f"{split}.csv"), self.classes)
+        folders = f"--root {args.visual_path} --split_path {args.split_path}"
+        remedy = f"make it with `python data/CREMAD/make_split.py {folders}`, or put the authors' there"
+        rows = read_split(os.path.join(args.split_path, f"{split}.csv"), self.classes, remedy=remedy)
         frames_path = os.path.join(args.visual_path, f"Image-{args.fps:02d}-FPS")
         wavs = list_folder(args.audio_path, "--audio_path")
         list_folder(frames_path, "--visual_path or --fps")

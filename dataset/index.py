@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from data.wav import mended
 from utils.errors import InputError
+from utils.files import looked_in
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def list_folder(path, flag):
     try:
         return set(os.listdir(path))
     except OSError:
-        raise InputError(f"{path}: no such folder; get and preprocess the dataset, or change {flag}") from None
+        raise InputError(
+            f"{path}: no such folder{looked_in(path)}; get and preprocess the dataset, or change {flag}"
+        ) from None
 
 
 def list_frames(folder):

@@ -1,9 +1,10 @@
 """CREMA-D: split the clips that are present into train.csv and test.csv, rows `<id>,<emotion>` without a header.
 
-    python data/CREMAD/make_split.py [--seed 0] [--test_ratio 0.1] [--by_actor]
+    python data/CREMAD/make_split.py [--root train_test_data/CREMA-D] [--target DIR] [--split_path data/CREMAD]
+           [--seed 0] [--test_ratio 0.1] [--by_actor] [--overwrite]
 
 Stratified by emotion, or with --by_actor no actor on both sides. The authors' own lists of 6,698 and 744 clips go
-under the same names instead.
+under the same names instead; lists that are there are kept, unless with --overwrite.
 """
 
 import random
@@ -13,10 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from data.extraction import outputs_of
 from data.lists import CREMAD_EMOTIONS
 from utils.errors import InputError, run
-from utils.files import write_text
-from utils.options import add_split_path, at_least, dataset_parser, ratio
+from utils.files import looked_in, write_text
+from utils.options import add_split_path, add_target, at_least, dataset_parser, ratio
 
 
 def parse_id(clip_id):
@@ -78,16 +80,21 @@ def split_by_actor(clips, test_ratio, rng):
 def main():
     parser = dataset_parser("Write CREMA-D's train.csv and test.csv from the clips present.", "train_test_data/CREMA-D")
     add_split_path(parser, "data/CREMAD")
+    add_target(parser)
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
     parser.add_argument("--test_ratio", type=ratio, default=0.1, metavar="R", help="share of test clips (default: 0.1)")
     parser.add_argument("--by_actor", action="store_true", help="no actor on both sides, instead of stratified")
+    parser.add_argument("--overwrite", action="store_true", help="replace other lists that are there")
     args = parser.parse_args()
 
-    for folder in (args.root / "AudioWAV", args.root / "Image-01-FPS"):
+    sounds, pictures = args.root / "AudioWAV", outputs_of(args) / "Image-01-FPS"
+    for folder in (sounds, pictures):
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; run video_preprocessing.py first, or change --root")
-    sounds = {path.stem for path in (args.root / "AudioWAV").glob("*.wav")}
-    pictures = {path.name for path in (args.root / "Image-01-FPS").iterdir() if not path.name.startswith(".")}
+            raise InputError(
+                f"{folder}: no such folder{looked_in(folder)}; run video_preprocessing.py first, or change --root"
+            )
+    sounds = {path.stem for path in sounds.glob("*.wav")}
+    pictures = {path.name for path in pictures.iterdir() if not path.name.startswith(".")}
     clips = {clip_id: parse_id(clip_id) for clip_id in sounds & pictures}
     if not clips:
         raise InputError(f"{args.root}: no clip with both sound and frames; run video_preprocessing.py first")
@@ -99,10 +106,14 @@ def main():
         args.split_path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{args.split_path}: {error.strerror}; choose another --split_path") from None
-    for name, ids in (("train", clips.keys() - test), ("test", test)):
-        path = args.split_path / f"{name}.csv"
-        write_text(path, "".join(f"{clip_id},{clips[clip_id][1]}\n" for clip_id in sorted(ids)))
-        print(f"{path}: {len(ids)} clips")
+    lists = {args.split_path / "train.csv": clips.keys() - test, args.split_path / "test.csv": test}
+    texts = {path: "".join(f"{each},{clips[each][1]}\n" for each in sorted(ids)) for path, ids in lists.items()}
+    for path, text in texts.items():
+        if path.exists() and path.read_bytes() != text.encode() and not args.overwrite:
+            raise InputError(f"{path}: another list is there; move it away, or replace it with --overwrite")
+    for path, text in texts.items():
+        write_text(path, text)
+        print(f"{path}: {len(lists[path])} clips")
     if len(sounds ^ pictures):
         print(f"{len(sounds ^ pictures)} clips left out for want of sound or frames")
 
