@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +24,11 @@ import torch
 from PIL import Image
 
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import release, take_lock, write_text
 from utils.pool import ClipError, each_clip
 from utils.training import distributed
 
-FORMAT = 2  # raised whenever a Decoder makes other arrays of the same clips
+FORMAT = 3  # raised whenever a Decoder makes other arrays of the same clips
 GB = 10**9
 NAME = re.compile(r"\w+-[0-9a-f]{16}")  # of a folder; others are not the cache's
 INDEX_EVERY = 60  # seconds after which an index of what has been decoded so far is written
@@ -77,8 +77,8 @@ class Entry(NamedTuple):
     sound_shape: list[int] = ()
     picture_shapes: list[list[int]] = ()
 
-    def stored(self, folder, clip):
-        return Stored(os.path.join(folder, digest(clip.wav)), self.sound_shape, self.picture_shapes)
+    def stored(self, folder, name):
+        return Stored(os.path.join(folder, digest(name)), self.sound_shape, self.picture_shapes)
 
 
 def prepare(dataset, args, workers):
@@ -86,50 +86,84 @@ def prepare(dataset, args, workers):
 
     Clips that cannot be decoded go from its `clips` to its `damaged`, with the reason. The others' arrays are kept in
     args.cache_path, in the order of the clips, up to args.cache_gb for the folder; what does not fit is decoded each
-    time. What other settings left there makes room, the longest unused first, but not what another dataset of this
-    process reads. `workers` processes share the work, with a progress bar. A clip's files are known by name, size and
-    time of change; what could not be decoded is tried again.
+    time. What other settings left there makes room, the longest unused first, but not what a running process reads.
+    `workers` processes share the work, with a progress bar; another run that needs the same clips waits for it. A
+    clip's files are known by name, size and time of change; what could not be decoded is tried again.
 
     Raises:
         InputError: no clip is left.
     """
-    decoder = dataset.decoder
-    folder = os.path.join(args.cache_path, f"{args.dataset}-{digest(FORMAT, *settings_of(decoder, args))}")
-    in_use = {path for path in folders.values() if os.path.dirname(path) == os.path.dirname(folder)} - {folder}
-    limit = args.cache_gb * GB - sum(map(size_of, in_use))
-    room = limit - size_of(folder)
-    if room < 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        room = limit
-    index, jobs, needed = read_index(folder), {}, 0
-    for clip in dataset.clips:
-        found, entry = fingerprint(clip), index.get(clip.wav)
-        known = entry is not None and entry.fingerprint == found
-        if known and (distributed.rank() > 0 if entry.reason else entry.stored(folder, clip).is_there()):
-            continue
-        size = 0
-        if needed < room:
-            size = sum(entry.stored(folder, clip).sizes()) if known else decoder.expected_bytes(clip)
-            if needed + size > room:
-                size, room = 0, needed  # full
-            needed += size
-        if size or not known:
-            jobs[clip.wav] = (decoder, clip, found, folder, size)
+    folder = os.path.join(args.cache_path, f"{args.dataset}-{digest(FORMAT, *settings_of(dataset.decoder, args))}")
+    names = {clip.wav: os.path.relpath(clip.wav, args.audio_path) for clip in dataset.clips}
+    limit = args.cache_gb * GB - sum(size_of(path) for path in folders_of(args.cache_path) - {folder} if in_use(path))
+    if size_of(folder) > limit:
+        evict(folder)
+    with suppress(OSError):  # of a cache that may be read alone
+        os.makedirs(args.cache_path, exist_ok=True)
+        weakref.finalize(dataset, release, take_lock(f"{folder}.lock", shared=True, wait=True))
+    index, jobs, _ = to_decode(dataset, folder, names, limit)
     if jobs:
-        make_room(args.cache_path, {folder, *in_use}, args.cache_gb * GB - needed)
-        index = decode_all(jobs, index, folder, workers)
-        mapped.cache_clear()  # a clip's arrays may have been replaced
+        with decoding(folder):
+            index, jobs, needed = to_decode(dataset, folder, names, limit)  # another run may have decoded them
+            make_room(args.cache_path, folder, args.cache_gb * GB - needed)
+            index = decode_all(jobs, index, folder, workers)
+            mapped.cache_clear()  # a clip's arrays may have been replaced
     for clip in dataset.clips:
-        entry = index[clip.wav]
+        name, entry = names[clip.wav], index[names[clip.wav]]
         if entry.reason:
             dataset.damaged[clip.id] = entry.reason
-        elif (stored := entry.stored(folder, clip)).is_there():
+        elif (stored := entry.stored(folder, name)).is_there():
             dataset.stored[clip.wav] = stored
-    dataset.clips = [clip for clip in dataset.clips if not index[clip.wav].reason]
+    dataset.clips = [clip for clip in dataset.clips if not index[names[clip.wav]].reason]
     folders[dataset] = folder
     if not dataset.clips:
         reason = next(iter(dataset.damaged.values()))
         raise InputError(f"{args.dataset}: no clip is left that can be decoded; restore them; the first: {reason}")
+
+
+def to_decode(dataset, folder, names, limit):
+    """Which clips are to be decoded, and how much room they may take.
+
+    Args:
+        dataset, folder: as in `prepare`.
+        names: {path of the sound: its name in the index}.
+        limit: bytes that the folder may have.
+
+    Returns:
+        (index, {name: arguments of `decode`}, bytes of arrays that are to be written or are not to be lost).
+    """
+    index, jobs, needed, room = read_index(folder), {}, 0, limit - size_of(folder)
+    for clip in dataset.clips:
+        name, found = names[clip.wav], fingerprint(clip)
+        entry = index.get(name)
+        known = entry is not None and entry.fingerprint == found
+        if known and (distributed.rank() > 0 if entry.reason else entry.stored(folder, name).is_there()):
+            continue
+        size = 0
+        if needed < room:
+            size = sum(entry.stored(folder, name).sizes()) if known else dataset.decoder.expected_bytes(clip)
+            if needed + size > room:
+                size, room = 0, needed  # full
+            needed += size
+        if size or not known:
+            jobs[name] = (dataset.decoder, clip, found, os.path.join(folder, digest(name)), size)
+    return index, jobs, needed
+
+
+@contextmanager
+def decoding(folder):
+    """A block in which no other process decodes clips into a folder of the cache; one that does is waited for."""
+    lock = None
+    with suppress(OSError):  # a cache that may be read alone
+        try:
+            lock = take_lock(f"{folder}.decoding.lock")
+        except BlockingIOError:
+            print("another run decodes the same clips, waiting for it", flush=True)
+            lock = take_lock(f"{folder}.decoding.lock", wait=True)
+    try:
+        yield
+    finally:
+        release(lock)
 
 
 def refuse_much_damage(datasets, max_skipped):
@@ -148,7 +182,7 @@ def settings_of(decoder, args):
     """All that decides what a Decoder makes of a dataset's clips."""
     if decoder.training:
         decoder = replace(decoder, num_frame=0, size=0)  # each epoch's business
-    return asdict(decoder), os.path.abspath(args.audio_path), os.path.abspath(args.visual_path)
+    return asdict(decoder), os.path.realpath(args.audio_path), os.path.realpath(args.visual_path)
 
 
 def digest(*parts):
@@ -162,9 +196,9 @@ def fingerprint(clip):
     for path in clip.files():
         try:
             stat = os.stat(path)
-            states += [path, stat.st_size, stat.st_mtime_ns]
+            states += [os.path.basename(path), stat.st_size, stat.st_mtime_ns]
         except OSError:
-            states += [path, "missing"]
+            states += [os.path.basename(path), "missing"]
     return digest(*states)
 
 
@@ -177,34 +211,63 @@ def size_of(folder):
         return 0
 
 
-def make_room(cache, kept, limit):
-    """Remove folders of the cache but those `kept`, the longest unused first, until it holds at most `limit` bytes."""
-    names = {os.path.basename(folder) for folder in kept}
-    others = [path for path in Path(cache).glob("*-*") if NAME.fullmatch(path.name) and path.name not in names]
-    others.sort(key=last_use, reverse=True)
-    sizes = [size_of(path) for path in others]
-    total = sum(sizes) + sum(map(size_of, kept))
-    while others and total > limit:
-        shutil.rmtree(others.pop(), ignore_errors=True)
-        total -= sizes.pop()
+def folders_of(cache):
+    """The folders in a cache, a set of paths; of other things in it nothing is touched."""
+    return {str(path) for path in Path(cache).glob("*-*") if NAME.fullmatch(path.name) and path.is_dir()}
+
+
+def in_use(folder):
+    """Whether this process or another that runs reads a folder of the cache."""
+    if folder in folders.values():
+        return True
+    try:
+        release(take_lock(f"{folder}.lock"))
+    except BlockingIOError:
+        return True
+    except OSError:  # of a cache that may be read alone
+        pass
+    return False
+
+
+def evict(folder):
+    """Remove a folder of the cache, unless a process that runs has begun to read it. Returns whether it is gone."""
+    if folder in folders.values():
+        return False
+    try:
+        lock = take_lock(f"{folder}.lock")
+    except OSError:
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    release(lock)
+    return True
+
+
+def make_room(cache, folder, limit):
+    """Remove other folders of the cache, the longest unused first, until it holds at most `limit` bytes."""
+    others = sorted(folders_of(cache) - {folder}, key=last_use)
+    total = size_of(folder) + sum(map(size_of, others))
+    for other in others:
+        if total > limit:
+            size = size_of(other)
+            total -= size if evict(other) else 0
 
 
 def last_use(folder):
     """When `read_index` last read a folder's index; 0 if there is none, and then nothing can read the folder."""
     try:
-        return os.path.getmtime(folder / "index.json")
+        return os.path.getmtime(os.path.join(folder, "index.json"))
     except OSError:
         return 0
 
 
 def read_index(folder):
-    """The index, {path of the sound: Entry}; empty where it is missing or damaged. Marks the folder as used now."""
+    """The index, {name of the sound: Entry}; empty where it is missing or damaged. Marks the folder as used now."""
     path = os.path.join(folder, "index.json")
     with suppress(OSError):  # of a cache that may be read alone
         os.utime(path)
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            index = {wav: Entry(*entry) for wav, entry in json.load(file).items()}
+            index = {name: Entry(*entry) for name, entry in json.load(file).items()}
         for entry in index.values():
             Stored("", *entry[2:]).sizes()
         return index
@@ -221,31 +284,30 @@ def decode_all(jobs, index, folder, workers):
         unwritable = error
     importlib.import_module("librosa.core.audio")  # seconds, which the pool's processes are spared as forks of this one
     try:
-        for wav, result in each_clip(decode, jobs, workers, "decoding clips"):
+        for name, result in each_clip(decode, jobs, workers, "decoding clips"):
             if isinstance(result, ClipError):
-                index[wav] = Entry(jobs[wav][2], str(result))
+                index[name] = Entry(jobs[name][2], str(result))
             else:
-                index[wav], unwritable = result[0], result[1] or unwritable
+                index[name], unwritable = result[0], unwritable or result[1]
             if time.monotonic() > written + INDEX_EVERY and not unwritable:
                 unwritable, written = write_index(folder, index), time.monotonic()
     finally:
-        unwritable = write_index(folder, index) or unwritable
+        unwritable = unwritable or write_index(folder, index)
         if unwritable:
             print(f"warning: --cache_path: {unwritable}; clips are decoded each time", file=sys.stderr)
     return index
 
 
 def write_index(folder, index):
-    """Write the index once the arrays that it vouches for are on the disk. Returns what kept it from that, or None."""
-    os.sync()
+    """Write the index, whose arrays are on the disk. Returns what kept it from that, or None."""
     try:
         write_text(os.path.join(folder, "index.json"), json.dumps(index))
     except InputError as error:
         return error
 
 
-def decode(decoder, clip, found, folder, size):
-    """Read a clip as training or evaluation does, and write its arrays to `folder` if they fit into `size` bytes.
+def decode(decoder, clip, found, path, size):
+    """Read a clip as training or evaluation does, and write its arrays to `path` if they fit into `size` bytes.
 
     Returns:
         (its Entry, None or the OSError that kept it from being written).
@@ -254,7 +316,6 @@ def decode(decoder, clip, found, folder, size):
         ClipError: one of its files cannot be decoded.
     """
     torch.set_num_threads(1)
-    path = os.path.join(folder, digest(clip.wav))
     for suffix in (".f32", ".u8"):  # what was made of it before it changed
         with suppress(OSError):
             os.remove(path + suffix)
@@ -273,8 +334,7 @@ def decode(decoder, clip, found, folder, size):
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise ClipError(f"{file}: {str(error) or f'its decoder ended with {type(error).__name__}'}") from None
     entry = Entry(found, "", list(sound.shape), [list(picture.shape) for picture in pictures])
-    stored = entry.stored(folder, clip)
-    if sum(stored.sizes()) <= size:
+    if sum(Stored(path, *entry[2:]).sizes()) <= size:
         try:
             write_array(f"{path}.f32", [sound])
             write_array(f"{path}.u8", pictures)
@@ -290,6 +350,8 @@ def write_array(path, tensors):
         with open(partial, "wb") as file:
             for tensor in tensors:
                 file.write(tensor.contiguous().numpy())
+            file.flush()
+            os.fsync(file.fileno())  # before the index vouches for it
         os.replace(partial, path)
     finally:
         if os.path.exists(partial):

@@ -5,6 +5,7 @@ from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.sharedctypes import RawValue
 
 import cv2
 import numpy as np
@@ -196,8 +197,7 @@ class ClipDataset(Dataset):
         training = split == "train" if training is None else training
         self.decoder, self.seed = Decoder(audio, num_frame, args.image_size, training), args.random_seed
         self.random_crop = v2.RandomResizedCrop(args.image_size)
-        # shared memory, so that workers that live through the run see the epoch change
-        self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.shared_epoch = RawValue("q", 0)  # so that workers that live through the run see the epoch change
         self.clips, self.skipped, self.cut, self.damaged, self.stored = [], [], [], {}, {}
         for clip in index.clips(args, "test" if split == "test" else "train"):
             if clip.wav and len(clip.frames) >= num_frame:
@@ -241,11 +241,11 @@ class ClipDataset(Dataset):
 
     @property
     def epoch(self):
-        return self.shared_epoch.item()
+        return self.shared_epoch.value
 
     def set_epoch(self, epoch):
         """Set the epoch that draws, crops, flips and order depend on."""
-        self.shared_epoch.fill_(epoch)
+        self.shared_epoch.value = epoch
 
     def __len__(self):
         return len(self.clips)

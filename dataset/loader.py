@@ -2,12 +2,15 @@
 
 import os
 import signal
+import sys
+from functools import cache
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from dataset import build_dataset
 from dataset.cache import prepare
+from utils.pool import cores
 from utils.training import distributed
 from utils.training.interruption import Interruption
 from utils.training.seeds import derived_seed
@@ -43,24 +46,50 @@ def ignore_signals(_):
         signal.signal(number, signal.SIG_IGN)
 
 
-def build_loader(args, split, device, training=None):
-    """A DataLoader over `build_dataset(args, split, training)`; utils.training.device.to_device takes its batches.
+def handed_over(batch):
+    """A batch as it gets from a reader process to the one that trains: in shared memory, or else through a pipe.
+
+    PyTorch would put it into shared memory in a thread, and lose it there where that is too small: the process that
+    trains would wait for ever.
+    """
+    if get_worker_info() is None:
+        return batch
+    try:
+        return [part.share_memory_() for part in batch]
+    except RuntimeError:
+        warn_of_shared_memory()
+        return [part.numpy() for part in batch]
+
+
+@cache
+def warn_of_shared_memory():
+    """Tell it once in each reader process, on stderr."""
+    if get_worker_info().id == 0:
+        print(
+            "warning: /dev/shm: too small for batches, which go through pipes, slower; make it larger "
+            "(docker run --shm-size=2g), or give fewer --num_workers or a smaller --batch_size",
+            file=sys.stderr,
+        )
+
+
+def build_loader(args, split, device, training=None, dataset=None):
+    """A DataLoader over a dataset, by default `build_dataset(args, split, training)`; to_device takes its batches.
 
     Clips that cannot be decoded are left out, the others' arrays cached (dataset/cache.py). The number of workers
     changes the speed and nothing else. Pinned memory on CUDA.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with distributed.first_alone():
-        dataset = build_dataset(args, split, training)
-        prepare(dataset, args, max(args.num_workers or cores, 1))
+        dataset = build_dataset(args, split, training) if dataset is None else dataset
+        prepare(dataset, args, max(args.num_workers or cores(), 1))
     workers = args.num_workers
     if workers is None:  # on the CPU the model needs the cores itself
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = max(1, min(cores // 8 if device.type == "cpu" else cores // processes, 16))
+        workers = max(1, min(cores() // 8 if device.type == "cpu" else cores() // processes, 16))
     return DataLoader(
         dataset,
         batch_size=None,
         sampler=BatchSampler(dataset, args.batch_size),
+        collate_fn=handed_over,
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=ignore_signals,

@@ -3,10 +3,13 @@
 import argparse
 import difflib
 import os
+import re
 import select
 import signal
 import sys
 import traceback
+
+KILLED = r"DataLoader worker \(pid.*?\) (?:is killed by signal: (\w[\w ]*)|exited unexpectedly)"  # what PyTorch says
 
 
 class InputError(Exception):
@@ -73,6 +76,13 @@ def run(main):
     except Exception as fault:
         if isinstance(fault, BrokenPipeError) and nobody_reads():
             sys.exit(128 + signal.SIGPIPE)
+        if isinstance(fault, RuntimeError) and (killed := re.match(KILLED, str(fault))):
+            print(
+                f"error: a reader process was ended from outside ({killed[1]}), for want of memory it may be; the same "
+                "command goes on, with fewer --num_workers or a smaller --batch_size",
+                file=sys.stderr,
+            )
+            sys.exit(2)
         traceback.print_exc()
         sys.exit(1)  # a fault of ours: by hand, since reader processes would be waited for in vain otherwise
     except KeyboardInterrupt:

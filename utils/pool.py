@@ -4,14 +4,14 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 
 from pebble import ProcessExpired, ProcessPool
-from tqdm import tqdm
+
+from utils.progress import progress_bar
 
 IN_FLIGHT = 2  # jobs handed to the pool per worker: enough to keep it busy, few to wait for when it is interrupted
 TIME_LIMIT = 300  # seconds for one clip, where a decoder needs a few: beyond that it will not end by itself
@@ -19,6 +19,11 @@ TIME_LIMIT = 300  # seconds for one clip, where a decoder needs a few: beyond th
 
 class ClipError(Exception):
     """A clip that cannot be processed: "<reason>" or "<reason>: <details>". The other clips go on."""
+
+
+def cores():
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def process_clips(function, jobs, workers=None, start=None, limit=TIME_LIMIT):
@@ -45,7 +50,7 @@ def each_clip(function, jobs, workers=None, description=None, start=None, limit=
     Args:
         function: a top-level function.
         jobs: {clip name: arguments}.
-        workers: processes; None for one per core.
+        workers: processes; None for one per core that is allowed.
         description: what the progress bar says.
         start: a top-level function that every process calls first.
         limit: seconds for one clip, after which its process is ended; None for any time that it takes.
@@ -54,9 +59,9 @@ def each_clip(function, jobs, workers=None, description=None, start=None, limit=
         (clip name, what the function returned, or the ClipError), in the order in which they end.
     """
     waiting, once_more = list(reversed(jobs)), set()
-    with tqdm(total=len(jobs), desc=description, unit="clip", disable=not sys.stderr.isatty()) as progress:
+    with progress_bar(total=len(jobs), desc=description, unit="clip") as progress:
         while waiting:
-            for name, future in run_pool(function, jobs, waiting, workers or os.cpu_count(), start, limit):
+            for name, future in run_pool(function, jobs, waiting, workers or cores(), start, limit):
                 try:
                     result = future.result()
                 except BrokenProcessPool:  # a process died on its way from one clip to the next: whose, nobody can tell

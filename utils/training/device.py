@@ -86,12 +86,12 @@ def to_device(batch, device):
 
     Args:
         batch: spectrogram (B, F, T), pictures as bytes (B, N, H, W, 3) or normalised frames (B, 3, N, H, W), and label
-            (B,).
+            (B,); arrays are tensors too.
 
     Returns:
         spectrogram (B, 1, F, T), normalised frames (B, 3, N, H, W), label (B,).
     """
-    spectrogram, frames, label = (tensor.to(device, non_blocking=True) for tensor in batch)
+    spectrogram, frames, label = (torch.as_tensor(part).to(device, non_blocking=True) for part in batch)
     if frames.dtype == torch.uint8:
         frames = normalise(frames).permute(0, 4, 1, 2, 3)
     return spectrogram.unsqueeze(1), frames, label
