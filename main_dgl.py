@@ -1,7 +1,7 @@
 """Train an audio-visual classifier with Disentangled Gradient Learning (Wei, Luo, Luo; ICCV 2025; arXiv 2507.10213).
 
-    python main_dgl.py --train --dataset CREMAD --alpha 4 --learning_rate 0.002 --ckpt_path ckpt/cremad
-    python main_dgl.py --dataset CREMAD --ckpt_path ckpt/cremad        # evaluate its best.pth
+    python main_dgl.py --train --dataset CREMAD --alpha 4 --learning_rate 0.002     # again: goes on where it stopped
+    python main_dgl.py --dataset CREMAD --alpha 4 --learning_rate 0.002             # evaluate its best.pth
 
 The method is `dgl_step` below and the base class in models/fusion_modules.py: `grep -rn "DGL (" --include=*.py .`
 The other training rules, by --method, are the files of methods/.
@@ -12,11 +12,12 @@ import sys
 from argparse import Namespace
 from functools import partial
 
-from dataset import DATASETS, fill_defaults
+from dataset import DATASETS, build_dataset, fill_defaults
 from methods import build, check_flags, describe, resolve
 from utils import options
 from utils.errors import InputError, run
-from utils.results import settings
+from utils.files import looked_in
+from utils.results import folder, settings
 from utils.training.memory import return_large_tensors
 
 
@@ -27,7 +28,7 @@ def parse_flags():
         InputError: a flag is wrong, or contradicts another.
     """
     args, typed = options.parse(settings.training_parser())
-    args = Namespace(**resolve(vars(args)))
+    args = Namespace(**resolve(vars(folder.with_recorded(args))))
     check_flags(args, typed)
     options.check_tensorboard(args, typed)
     return args, typed
@@ -132,7 +133,8 @@ def train(args, device):
     set_precision(args.deterministic)
     chosen_on = "val" if args.val_ratio else "test"
     model, method = initial_model(args, device)
-    this = Run(args, device, model, method, load_clips(args, device, ("train", chosen_on, "test", *method.splits)))
+    loaders = load_clips(args, device, ("train", chosen_on, "test", *method.splits))
+    this = Run(args, device, model, method, loaders)
     with this.opened(settings.as_of_today), Journal(this) as this.journal:
         with this.saved_when_interrupted():
             while this.progress["epoch"] < args.epochs:
@@ -148,15 +150,21 @@ def load_clips(args, device, splits):
     """The loaders of these splits, {name: loader}; what is in them is printed.
 
     Raises:
-        InputError: too many clips are damaged, or they leave BatchNorm a single value.
+        InputError: too many clips are damaged, they leave BatchNorm one value, or the run in the folder had others.
     """
-    loaders = {split: build_loader(args, split, device) for split in dict.fromkeys(splits)}
+    with distributed.first_alone():
+        datasets = {split: build_dataset(args, split) for split in dict.fromkeys(splits)}
+        data = folder.digests(datasets)
+        folder.refuse_other_clips(args, data)
+    loaders = {split: build_loader(args, split, device, dataset=dataset) for split, dataset in datasets.items()}
     for split, loader in loaders.items():
         print(f"{args.dataset} {split}: {loader.dataset}")
     with distributed.first_alone():  # of several processes one tells why
         warn_of_leaks(*(loaders[split].dataset.clips for split in ("train", "test")))
         refuse_much_damage([loader.dataset for loader in loaders.values()], args.max_skipped)
         refuse_single_values(args, loaders["train"].dataset)
+        if distributed.rank() == 0:
+            folder.begin(args, data)
     return loaders
 
 
@@ -208,12 +216,20 @@ def main(flags=None):
         show_gradients(fill_defaults(args))
     elif args.train:
         device = choose_device(args.device, args.gpu_ids)
-        with distributed.processes(device):
-            train(fill_defaults(args), device)
+        with distributed.processes(device), folder.opened(fill_defaults(args)):
+            if folder.is_finished(args):
+                print(f"{args.ckpt_path}: finished, {args.epochs} epochs; --overwrite begins anew")
+            else:
+                train(args, device)
     else:
         from valid import validate
 
-        validate([os.path.join(args.ckpt_path, "best.pth")], typed)
+        path = os.path.join(args.ckpt_path or folder.folder_of(fill_defaults(args)), "best.pth")
+        if not os.path.exists(path):
+            raise InputError(
+                f"{path}: no such file{looked_in(path)}; --train trains it, valid.py evaluates any checkpoint"
+            )
+        validate([path], typed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+import utils  # noqa: F401  before all else: it refuses a Python that is too old

@@ -1,5 +1,7 @@
 """The table of datasets, and the builder of one. A new dataset is an index file and a row here."""
 
+import utils  # noqa: F401, I001  before all else: it refuses a Python that is too old
+
 from dataclasses import dataclass
 
 from dataset.ave import AVE

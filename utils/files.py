@@ -1,15 +1,23 @@
 """Files that are written whole or not at all, and folders that one run has for itself."""
 
 import csv
+import errno
 import fcntl
 import io
 import json
 import os
+import time
 from contextlib import contextmanager
 
 from utils.errors import InputError
 
+LOCK = ".lock"  # in a folder that one run has for itself: whoever locks it
 LFS_HEADER = b"version https://git-lfs.github.com/spec"
+
+
+def looked_in(path):
+    """Words for a message that a path is missing: where a relative one was looked for."""
+    return "" if os.path.isabs(path) else f" in {os.getcwd()}"
 
 
 @contextmanager
@@ -59,16 +67,58 @@ def is_pointer(path):
         return file.read(len(LFS_HEADER)) == LFS_HEADER
 
 
-locked = set()  # descriptors of folders
+locks = set()  # descriptors of files
+LOCKED_FOR = 1  # s for which a lock is tried: somebody may just be looking whether it is held
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system says that has none
 
 
 def give_up_locks():
     """In a forked reader process: close its copies, lest it outlive the run and keep the folder."""
-    while locked:
-        os.close(locked.pop())
+    while locks:
+        os.close(locks.pop())
 
 
 os.register_at_fork(after_in_child=give_up_locks)
+
+
+def take_lock(path, shared=False, wait=False):
+    """Lock a file, made if need be, until `release` or the process's end; on a file system without locks do nothing.
+
+    Returns:
+        what `release` takes.
+
+    Raises:
+        BlockingIOError: another process holds it, and one is not to wait.
+        OSError: the file cannot be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(descriptor)
+            raise
+    locks.add(descriptor)
+    return descriptor
+
+
+def release(descriptor):
+    """Give up a lock."""
+    if descriptor in locks:
+        locks.discard(descriptor)
+        os.close(descriptor)
+
+
+def is_locked(folder):
+    """Whether another run has a folder for itself, as `exclusive` does."""
+    path = os.path.join(folder, LOCK)
+    if not os.path.exists(path):
+        return False
+    try:
+        release(take_lock(path, shared=True))
+    except OSError:
+        return True
+    return False
 
 
 @contextmanager
@@ -78,18 +128,22 @@ def exclusive(folder, flag):
     Raises:
         InputError: another run is in it, or it cannot be made; the message names `flag` as the one to change.
     """
+    deadline = time.monotonic() + LOCKED_FOR
     try:
         os.makedirs(folder, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        while True:
+            try:
+                descriptor = take_lock(os.path.join(folder, LOCK))
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"{folder}: another run is writing into it; wait, or choose another {flag}"
+                    ) from None
+                time.sleep(0.05)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; choose another {flag}") from None
-    locked.add(descriptor)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another run is writing into it; wait, or choose another {flag}") from None
         yield
     finally:
-        locked.discard(descriptor)
-        os.close(descriptor)
+        release(descriptor)

@@ -14,7 +14,7 @@ from utils.errors import OneLineParser
 # Settings that a resumed run may change: how long, where, and on what machine it runs.
 FREE_SETTINGS = {"train", "resume", "epochs", "audio_path", "visual_path", "split_path", "cache_path", "cache_gb"}
 FREE_SETTINGS |= {"max_skipped", "num_workers", "device", "gpu_ids", "ckpt_path", "use_tensorboard", "tensorboard_path"}
-FREE_SETTINGS |= {"tensorboard_steps", "gradient_report"}
+FREE_SETTINGS |= {"tensorboard_steps", "gradient_report", "overwrite", "config"}
 FREE_SETTINGS |= {"umt_audio", "umt_visual", "gblend_runs"}  # where they lie: the methods look at what is in them
 
 
@@ -211,15 +211,22 @@ def training_parser(datasets, fusion_methods, modalities, methods, method_flags)
         help="go on without damaged clips up to this share of all clips (default: 0.05)",
     )
     group.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the run in CKPT_PATH as if it had not been interrupted; start it where there is none",
+        "--ckpt_path",
+        metavar="DIR",
+        help="folder for best.pth, last.pth, log.jsonl, run.json, result.json and pictures (default: one that the "
+        "settings name, below ckpt/); the same settings again go on with the run in it, as if it had not been "
+        "interrupted",
     )
     group.add_argument(
-        "--ckpt_path",
-        default="ckpt",
-        metavar="DIR",
-        help="folder for best.pth, last.pth, log.jsonl, result.json and pictures (default: ckpt)",
+        "--resume",
+        action="store_true",
+        help="what is not typed is as in the run in CKPT_PATH, so that this and --ckpt_path go on with it",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="begin anew where a run is, in place of going on with it"
+    )
+    group.add_argument(
+        "--config", metavar="FILE", help="run.json of a run: what is not typed is as in that run, its folder aside"
     )
     add_device_flags(group)
     group.add_argument(
@@ -288,6 +295,13 @@ def add_split_path(parser, default):
     add_folder(parser, "--split_path", default, "folder of the dataset's lists")
 
 
+def add_target(parser):
+    """--target, for outputs that are not to lie in --root."""
+    parser.add_argument(
+        "--target", type=Path, metavar="DIR", help="folder to write to, where --root is read alone (default: --root)"
+    )
+
+
 def add_kinetics_source(parser):
     """--source, from which both Kinetics-Sounds and Kinetics-400 are made."""
     add_folder(parser, "--source", "train_test_data/kinect400/raw", "folder of the raw train/ and val/")
@@ -322,6 +336,13 @@ def parse_settings(parser, settings):
     """
     typed = {name: value for name, value in settings.items() if value is not None and value is not False}
     return parser.parse_args([f"--{name}" if value is True else f"--{name}={value}" for name, value in typed.items()])
+
+
+def differing(settings, others):
+    """Where settings of a run that are not free are not those of another: [(name, value, the other's value), ...]."""
+    names = sorted((settings.keys() | others.keys()) - FREE_SETTINGS, key=lambda name: (name != "method", name))
+    values = ((name, settings.get(name), others.get(name)) for name in names)
+    return [(name, ours, theirs) for name, ours, theirs in values if ours != theirs]
 
 
 def parse(parser, argv=None):

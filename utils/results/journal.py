@@ -4,14 +4,13 @@ import datetime
 import json
 import os
 import statistics
-import sys
 import weakref
 
 import torch
-from tqdm import tqdm
 
 from methods import describe
 from utils.files import write_csv, write_json, write_text
+from utils.progress import progress_bar
 from utils.results.evaluation import untrained_losses
 from utils.results.settings import label
 from utils.training import distributed
@@ -69,8 +68,8 @@ class Journal:
 
     def watch(self, batches, first):
         """The batches of the epoch in hand from number `first` on, behind a progress bar."""
-        disable, title = distributed.rank() > 0 or not sys.stderr.isatty(), f"epoch {self.run.progress['epoch']}"
-        self.bar = tqdm(batches, title, len(self.run.loader), leave=False, initial=first, disable=disable)
+        disable, title = distributed.rank() > 0, f"epoch {self.run.progress['epoch']}"
+        self.bar = progress_bar(batches, title, len(self.run.loader), leave=False, initial=first, disable=disable)
         return self.bar
 
     def step(self, measured, clips):

@@ -8,8 +8,8 @@ import warnings
 import torch
 
 from utils.errors import InputError
-from utils.files import replacing
-from utils.options import FREE_SETTINGS
+from utils.files import looked_in, replacing
+from utils.options import differing
 from utils.training.seeds import derived_seed
 
 
@@ -41,13 +41,10 @@ def resume(run, as_of_today):
     saved = load(path)
     if saved["authors"] or not {"optimizer", "scheduler", "progress", "log"} <= saved.keys():
         raise InputError(f"{path}: no run to resume is in it; remove it, or choose another --ckpt_path")
-    before = as_of_today(saved["settings"])
-    for name in sorted((settings.keys() | before.keys()) - FREE_SETTINGS, key=lambda name: (name != "method", name)):
-        if settings.get(name) != before.get(name):
-            raise InputError(
-                f"--{name} {settings.get(name)}: {path} was made with {before.get(name)}; "
-                "give the same again, or choose another --ckpt_path"
-            )
+    for name, ours, theirs in differing(settings, as_of_today(saved["settings"])):
+        raise InputError(
+            f"--{name} {ours}: {path} was made with {theirs}; give the same again, or choose another --ckpt_path"
+        )
     try:
         run.model.load_state_dict(saved["model"])
         run.method.load_state_dict(saved.get("method", {}))
@@ -76,7 +73,10 @@ def load(path):
         InputError: `path` is missing or no checkpoint.
     """
     if not os.path.exists(path):
-        raise InputError(f"{path}: no such file; --ckpt_path wants a checkpoint, which main_dgl.py --train writes")
+        where = looked_in(path)
+        raise InputError(
+            f"{path}: no such file{where}; --ckpt_path wants a checkpoint, which main_dgl.py --train writes"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.load muses about pickles that it then refuses

@@ -1,24 +1,30 @@
-"""SIGINT and SIGTERM, heeded where training can be saved."""
+"""Signals that end a job, heeded where training can be saved."""
 
+import os
 import signal
+import time
 
 from utils.errors import Interrupted
 from utils.training import distributed
 
 
 class Interruption:
-    """A context in which the first SIGINT or SIGTERM waits for `check`; a second one ends the process as usual.
+    """A context in which the first of SIGNALS waits for `check`; a second one ends the process as usual.
 
-    The weights are in order between two steps only, so that is where a run is stopped.
+    The weights are in order between two steps only, so that is where a run is stopped. A cluster may send one signal to
+    a script and to what it runs, and the script passes it on: what comes within TOGETHER is the same one. A signal that
+    was ignored when the process began, SIGHUP under nohup, is left alone.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    TOGETHER = 2  # s
 
     def __init__(self):
         self.received = None
 
     def __enter__(self):
-        self.handlers = {number: signal.signal(number, self.receive) for number in self.SIGNALS}
+        heeded = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self.handlers = {number: signal.signal(number, self.receive) for number in heeded}
         return self
 
     def __exit__(self, *_):
@@ -26,9 +32,11 @@ class Interruption:
             signal.signal(number, handler)
 
     def receive(self, number, _):
-        self.received = number
-        for each, handler in self.handlers.items():
-            signal.signal(each, handler)
+        if self.received is None:
+            self.received, self.since = number, time.monotonic()
+        elif time.monotonic() > self.since + self.TOGETHER:
+            self.__exit__()
+            os.kill(os.getpid(), number)
 
     def check(self):
         """Raise Interrupted if a signal has come, to any of several processes: all of them check, and stop together."""

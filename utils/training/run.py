@@ -4,12 +4,11 @@ import math
 import os
 import time
 from collections import deque
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 
 from utils.errors import InputError, Interrupted
-from utils.files import exclusive
 from utils.training import checkpoint, distributed
 from utils.training.device import to_device
 from utils.training.interruption import Interruption
@@ -52,50 +51,47 @@ class Run:
 
     @contextmanager
     def opened(self, as_of_today):
-        """Keep other runs out of the folder while the block lasts, and go on with the run that is in it.
+        """Go on with the run that is in the folder, if one is; end the readers with the block.
 
         Args:
             as_of_today: a function that gives an older run's settings the form that `args` has.
 
         Raises:
-            InputError: another run is writing there, one is there that is not to be resumed or does not fit, or the
-                folder is not the same for all processes.
+            InputError: the run that is there does not fit, or the folder is not the same for all processes.
         """
-        with ExitStack() as stack:
-            with distributed.first_alone():  # of several processes one looks, and speaks
-                if distributed.rank() == 0:
-                    stack.enter_context(exclusive(self.args.ckpt_path, "--ckpt_path"))
-                if os.path.exists(self.last_path):
-                    self.resume(as_of_today)
-            found = os.path.isdir(self.args.ckpt_path), self.progress["epoch"], self.progress["step"]
-            if any(other != found for other in distributed.everyones(found)):
-                raise InputError(
-                    f"{self.args.ckpt_path}: not the same on all machines; --ckpt_path must be on a shared disk"
-                )
-            try:
-                yield
-            finally:  # reader processes end with their loaders; kept alive they would be waited for in vain at exit
-                self.loader = None
-                self.loaders.clear()
+        with distributed.first_alone():  # of several processes one speaks
+            if os.path.exists(self.last_path):
+                self.resume(as_of_today)
+        found = os.path.isdir(self.args.ckpt_path), self.progress["epoch"], self.progress["step"]
+        if any(other != found for other in distributed.everyones(found)):
+            raise InputError(
+                f"{self.args.ckpt_path}: not the same on all machines; --ckpt_path must be on a shared disk"
+            )
+        try:
+            yield
+        finally:  # reader processes end with their loaders; kept alive they would be waited for in vain at exit
+            self.loader = None
+            self.loaders.clear()
 
     def resume(self, as_of_today):
-        if not self.args.resume:
-            raise InputError(
-                f"{self.last_path}: a run is there; --resume goes on with it, or choose another --ckpt_path"
-            )
         saved = checkpoint.resume(self, as_of_today)
         if saved.get("clips") != self.clips:
-            raise InputError(f"{self.last_path}: of other training clips; restore them, or choose another --ckpt_path")
+            raise InputError(
+                f"{self.last_path}: of other training clips, some could be decoded then or now alone; restore them, "
+                "or choose another --ckpt_path"
+            )
         self.log, self.progress = saved["log"], saved["progress"]
         print(f"resuming in epoch {self.progress['epoch']} after {self.progress['step']} steps")
 
     def save(self, path):
-        """Write all that the run is to `path`; of several processes the first one writes."""
+        """Write the model to `path`, and to last.pth all that the run is; of several processes the first one writes."""
         if distributed.rank() > 0:
             return
-        state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.schedule.state_dict()}
-        state |= {"method": self.method.state_dict(), "log": self.log, "progress": self.progress, "clips": self.clips}
-        epoch = self.log[-1]["epoch"] if self.log else None
+        epoch, state = self.log[-1]["epoch"] if self.log else None, {}
+        if path == self.last_path:
+            state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.schedule.state_dict()}
+            state |= {"method": self.method.state_dict(), "clips": self.clips}
+            state |= {"log": self.log, "progress": self.progress}
         classes = list(self.loader.dataset.classes)
         checkpoint.save(path, self.model, vars(self.args), epoch=epoch, classes=classes, **state)
 
@@ -108,7 +104,7 @@ class Run:
         except Interrupted as stopped:
             self.save(self.last_path)
             where = f"epoch {self.progress['epoch']} after {self.progress['step']} steps"
-            message = f"interrupted in {where}, saved; the same command with --resume goes on from there"
+            message = f"interrupted in {where}, saved; the same command goes on from there"
             raise Interrupted(stopped.number, message) from None
 
     def begin_epoch(self):
