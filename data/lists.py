@@ -5,6 +5,7 @@ import csv
 from utils.errors import InputError
 
 CREMAD_EMOTIONS = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
+DIGITS = tuple("0123456789")  # of AV-MNIST
 
 
 def read_rows(path, form, delimiter=","):
