@@ -78,8 +78,8 @@ def p_value(differences, resamples, rng):
 
     The two methods are exchanged clip by clip, in all runs at once, which changes the sign of a clip's differences. The
     statistic grows with t of the runs' means: a part of each run, which an exchange of clips takes away, does not pass
-    for a difference, since it widens the denominator as much as it moves the mean. Exact where runs of one method differ
-    by chance alone. Of one run, it is the mean.
+    for a difference, since it widens the denominator as much as it moves the mean. Exact where runs of one method
+    differ by chance alone. Of one run, it is the mean.
     """
     runs, clips = differences.shape
 
