@@ -3,7 +3,7 @@
 # Everything but the training rule is the same: data, encoders, initial weights, schedule, evaluation.
 # Hardware:  as the dataset's own script.
 # Time:      the demo's 15 runs: 42 minutes on 2 CPU cores that had other work beside it. Others: not measured.
-# Writes:    $out/comparison.md, .csv, curves.png and, with several alphas, alpha.png; a folder per run beside them.
+# Writes:    $out/comparison.md, .csv, .png, curves.png and, with several alphas, alpha.png; a folder per run beside them.
 # Finished runs are not repeated, others go on where they stopped: interrupt it, or add a seed, and start it again.
 # Flags given here go to every training run; method, alpha and seed are those of the lists:
 #   bash compare.sh                                             # the demo
@@ -17,6 +17,7 @@ dataset=${dataset:-demo}                               # demo, or a name that --
 methods=${methods:-"audio visual joint ogm_ge dgl"}    # of those that --method takes, or all
 alphas=${alphas:-4}                                    # for the methods that have it, dgl and its ablations
 seeds=${seeds:-"0 1 2"}
+reference=${reference:-}                               # what others are compared with; joint_uni where it is there
 out=${out:-ckpt/compare/$dataset}
 
 if [ "$dataset" = demo ]; then
@@ -27,6 +28,11 @@ if [ "$dataset" = demo ]; then
 else
   flags=(--dataset "$dataset" --epochs 100 --batch_size 64 --learning_rate 0.002 --lr_decay_step '[70]')
 fi
+
+best_is_last='
+import json, sys
+result = json.load(open(sys.argv[1]))
+sys.exit(result["best"]["epoch"] != result["last"]["epoch"])'
 
 compare() { # name of the run, flags of its method
   local run=$out/$1 command
@@ -42,10 +48,15 @@ compare() { # name of the run, flags of its method
     echo "$command" >"$run/command"
     "$PYTHON" main_dgl.py --train --resume "${flags[@]}" "$@" --ckpt_path "$run"
   fi
-  for name in best last; do
-    [ -e "$run/$name.json" ] ||
-      "$PYTHON" valid.py --ckpt_path "$run/$name.pth" --linear_probe --json "$run/$name.json" | grep 'linear probe'
-  done
+  if [ ! -e "$run/best.json" ] || [ ! -e "$run/predictions.csv" ]; then
+    "$PYTHON" valid.py --ckpt_path "$run/best.pth" --linear_probe --json "$run/best.json" \
+      --predictions "$run/predictions.csv" | grep 'linear probe'
+  fi
+  if [ ! -e "$run/last.json" ] && "$PYTHON" - "$run/result.json" <<<"$best_is_last"; then
+    cp "$run/best.json" "$run/last.json"
+  elif [ ! -e "$run/last.json" ]; then
+    "$PYTHON" valid.py --ckpt_path "$run/last.pth" --linear_probe --json "$run/last.json" | grep 'linear probe'
+  fi
 }
 
 flags+=("$@")
@@ -53,4 +64,4 @@ plan=$("$PYTHON" -m utils.results.plan --out "$out" --methods $methods --alphas 
 while read -r run; do
   eval "compare $run" </dev/null # quoted for the shell
 done <<<"$plan"
-"$PYTHON" -m utils.results.comparison "$out"
+"$PYTHON" -m utils.results.comparison "$out" ${reference:+--reference "$reference"}

@@ -6,6 +6,7 @@ from utils.errors import InputError
 from utils.files import looked_in
 
 CREMAD_EMOTIONS = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
+DIGITS = tuple("0123456789")  # of AV-MNIST
 
 
 def read_rows(path, form, delimiter=",", remedy="get or make it as the dataset's readme says"):

@@ -5,6 +5,7 @@ import utils  # noqa: F401, I001  before all else: it refuses a Python that is t
 from dataclasses import dataclass
 
 from dataset.ave import AVE
+from dataset.avmnist import AVMNIST
 from dataset.cremad import CREMAD
 from dataset.index import AudioSettings, Index
 from dataset.kinetics import Kinetics400, KineticSound
@@ -31,6 +32,7 @@ DATASETS = {
     "VGGSound": Entry(VGGSound, 309, FIVE_OF_TEN, num_frame=3),
     "AVE": Entry(AVE, 28, AudioSettings(rate=22050, seconds=3, n_fft=512, hop=256), num_frame=1),
     "kinect400": Entry(Kinetics400, 400, EIGHT_OF_TEN, num_frame=3),
+    "AVMNIST": Entry(AVMNIST, 10, AudioSettings(rate=8000, seconds=1, n_fft=256, hop=64), num_frame=1),
 }
 
 

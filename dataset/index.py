@@ -77,9 +77,9 @@ def list_folder(path, flag):
 
 
 def list_frames(folder):
-    """Names of the JPEG frames in a folder, in order; none when there is no such folder."""
+    """Names of the frames in a folder, JPEG or PNG, in order; none when there is no such folder."""
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".jpg"))
+        names = sorted(name for name in os.listdir(folder) if name.endswith((".jpg", ".png")))
     except OSError:
         return ()
     return tuple(map(sys.intern, names))  # nearly all clips share their frames' names

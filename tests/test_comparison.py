@@ -151,3 +151,82 @@ def test_interrupted_and_run_again_it_ends_with_the_same_table(corpus, tmp_path)
     assert "epoch" not in output.replace("| epoch |", "") and result.stat().st_mtime_ns == finished
     process = start(interrupted, "--batch_size", "4")
     assert "other flags" in process.communicate()[0] and process.returncode == 2
+
+
+def write_predictions(folder, hits):
+    """What valid.py --predictions writes, of clips in a drawn order; hits: {branch: {clip: bool}}."""
+    clips = list(hits["fused"])
+    np.random.default_rng(len(clips)).shuffle(clips)
+    rows = [["clip", "true", *(name for b in hits for name in (b, f"{b} probability", f"{b} probability of true"))]]
+    for clip in clips:
+        cells = (cell for b in hits for cell in ("ANG" if hits[b][clip] else "SAD", 0.5, 0.5))
+        rows.append([clip, "ANG", *cells])
+    with open(folder / "predictions.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_runs(folder, methods, rng):
+    """Runs with predictions of 100 clips: {method: (seeds, accuracy)} -> {(method, seed): fused hits (100,)}."""
+    hits = {}
+    for method, (seeds, accuracy) in methods.items():
+        for seed in seeds:
+            run = folder / f"{method}-seed{seed}"
+            write_run(run, rng, method=method, random_seed=seed)
+            of_run = {
+                b: {f"clip{k}": rng.random() < accuracy for k in range(100)} for b in ("fused", "audio", "visual")
+            }
+            write_predictions(run, of_run)
+            hits[method, seed] = [of_run["fused"][f"clip{k}"] for k in range(100)]
+    return hits
+
+
+def test_differences_from_the_reference(tmp_path, capsys):
+    """Paired by clip and by the seeds that both have, in table, CSV and picture; older runs have none, and are told."""
+    rng = np.random.default_rng(3)
+    methods = {"joint_uni": (range(4), 0.5), "dgl": (range(1, 4), 0.9), "joint": (range(9, 11), 0.5)}
+    hits = write_runs(tmp_path, methods, rng)
+    write_run(tmp_path / "old", rng, method="agm")
+    run_here(comparison, tmp_path)
+    with open(tmp_path / "comparison.csv", newline="") as file:
+        rows = {(row["method"], row["epoch"]): row for row in csv.DictReader(file)}
+    row = rows["DGL", "best"]
+    own, other = ([hits[method, seed] for seed in (1, 2, 3)] for method in ("dgl", "joint_uni"))
+    mean, low, high, p = (float(row[f"fused {name}"]) for name in ("difference", "low", "high", "p"))
+    assert mean == pytest.approx(np.mean(own) - np.mean(other)) and row["fused runs"] == "3"
+    assert 0 < low < mean < high and p < 0.05
+    table = (tmp_path / "comparison.md").read_text()
+    assert f"{100 * mean:+.1f}* | {100 * low:+.1f} to {100 * high:+.1f} | {p:.3f} |" in table
+    assert "| fused, less joint+uni | 95 % | p |" in table and "have none: AGM." in table
+    assert table in capsys.readouterr().out
+    for key in (("DGL", "last"), ("joint", "best"), ("joint+uni", "best"), ("AGM", "best")):
+        assert rows[key]["fused difference"] == ""  # last, no seed in common, itself, without predictions
+    picture = cv2.imread(str(tmp_path / "comparison.png"))
+    green, red = ((picture == colour).all(axis=2).sum() for colour in ([44, 160, 44], [40, 39, 214]))
+    assert green > 100 and red == 0  # DGL is better, in all three panels
+
+    run_here(comparison, tmp_path, "--reference", "dgl")
+    picture = cv2.imread(str(tmp_path / "comparison.png"))
+    assert (picture == [40, 39, 214]).all(axis=2).any() and "less DGL, alpha 4" in capsys.readouterr().out
+
+
+REFERENCES = {"none": ("dgl2", "none of"), "not there": ("agm", "no finished run"), "two alphas": ("dgl", "several")}
+
+
+@pytest.mark.parametrize("case", REFERENCES)
+def test_a_wrong_reference_is_one_line(tmp_path, capsys, case):
+    rng, (name, words) = np.random.default_rng(0), REFERENCES[case]
+    write_runs(tmp_path, {"joint_uni": (range(2), 0.5), "dgl": (range(2), 0.5)}, rng)
+    write_run(tmp_path / "alpha1", rng, alpha=1.0)
+    with pytest.raises(SystemExit) as end:
+        run_here(comparison, tmp_path, "--reference", name)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and len(error.splitlines()) == 1 and f"--reference {name}" in error and words in error
+
+
+def test_runs_validated_on_other_clips_are_refused(tmp_path, capsys):
+    write_runs(tmp_path, {"joint_uni": (range(2), 0.5)}, np.random.default_rng(0))
+    path = tmp_path / "joint_uni-seed1" / "predictions.csv"
+    path.write_text(path.read_text().replace("clip7,", "clip107,"))
+    with pytest.raises(SystemExit) as end:
+        run_here(comparison, tmp_path)
+    assert end.value.code == 2 and "validated on other clips" in capsys.readouterr().err

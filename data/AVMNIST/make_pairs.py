@@ -1,0 +1,201 @@
+"""AV-MNIST: give every spoken digit a handwritten one of its own, and write pictures and lists.
+
+    python data/AVMNIST/make_pairs.py [--root train_test_data/AV-MNIST] [--split_path DIR] [--pca 0.25] [--seed 0]
+
+Reads <root>/recordings/<digit>_<speaker>_<take>.wav and <root>/MNIST/raw/; writes <root>/Image-01-FPS/<id>/00000.png
+and train.csv and test.csv, rows `<id>,<digit>`. Takes 0 to 4 of every speaker and digit are the test set, as the
+recordings' owners split them; its pictures come from MNIST's test images, the others from its training images.
+
+As in the paper (Vielzeuf et al., "CentralNet", ECCV workshops 2018), pictures keep only the leading principal
+components with a quarter of the energy, which makes sound the stronger modality. The seed alone decides what is drawn.
+"""
+
+import gzip
+import re
+import sys
+import zlib
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import cv2
+import numpy as np
+import soundfile
+
+from data.lists import DIGITS
+from data.wav import mended, wav_fault
+from utils.errors import InputError, run
+from utils.files import replacing
+from utils.options import at_least, dataset_parser, ratio
+
+RECORDINGS, TEST_TAKES = 3000, 5
+SIDE = 28  # of a picture, in pixels
+SETS = {"train": "train", "test": "t10k"}  # split: MNIST's name of it
+
+
+def parse_id(clip_id):
+    """'<digit>_<speaker>_<take>' -> (digit, "train" or "test").
+
+    Raises:
+        InputError: another form.
+    """
+    parts = re.fullmatch(r"([0-9])_[^_]+_([0-9]+)", clip_id)
+    if not parts:
+        raise InputError(f"{clip_id}: not a recording, '<digit>_<speaker>_<take>'; move it out of the folder")
+    return parts[1], "test" if int(parts[2]) < TEST_TAKES else "train"
+
+
+def sound_fault(path):
+    """Why a recording is of no use, in words; "" where nothing speaks against it."""
+    try:
+        if fault := wav_fault(path):
+            return fault
+        with mended(path) as file:
+            return "" if soundfile.info(file).frames else "holds no sound"
+    except (OSError, RuntimeError):  # soundfile's errors are RuntimeErrors
+        return "not a readable sound file"
+
+
+def find_recordings(folder):
+    """The recordings of a folder -> {split: {id: digit}}, in the order of the ids.
+
+    Raises:
+        InputError: there are none of a split, or one has another name or is damaged.
+    """
+    recordings = {split: {} for split in SETS}
+    for path in sorted(folder.glob("*.wav")):
+        digit, split = parse_id(path.stem)
+        if fault := sound_fault(path):
+            raise InputError(f"{path}: {fault}; get it again, or remove it to pair the others")
+        recordings[split][path.stem] = digit
+    for split, ids in recordings.items():
+        if not ids:
+            takes = f"below {TEST_TAKES}" if split == "test" else f"from {TEST_TAKES} on"
+            raise InputError(f"{folder}: no recording with a take {takes}; get them as data/AVMNIST/README.md says")
+    return recordings
+
+
+def read_idx(path, read):
+    """A compressed file of MNIST, by one of torchvision's readers -> array.
+
+    Raises:
+        InputError: it is missing, damaged or of another kind.
+    """
+    remedy = "get it again as data/AVMNIST/README.md says"
+    try:
+        with gzip.open(path) as packed, NamedTemporaryFile() as plain:  # the readers take the name of an unpacked file
+            plain.write(packed.read())
+            plain.flush()
+            return read(plain.name).numpy()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {remedy}") from None
+    except (OSError, EOFError, zlib.error):
+        raise InputError(f"{path}: truncated, damaged or no gzip file; {remedy}") from None
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError):  # the readers' errors
+        raise InputError(f"{path}: not the file of MNIST that its name says; {remedy}") from None
+
+
+def read_digits(folder, name):
+    """MNIST's set `name`, "train" or "t10k" -> pictures (N, 784) of bytes, and their digits (N,).
+
+    Raises:
+        InputError: a file is missing or damaged, or they do not belong together.
+    """
+    from torchvision.datasets.mnist import read_image_file, read_label_file  # seconds to import
+
+    images, labels = folder / f"{name}-images-idx3-ubyte.gz", folder / f"{name}-labels-idx1-ubyte.gz"
+    pictures, digits = read_idx(images, read_image_file), read_idx(labels, read_label_file)
+    if pictures.shape != (len(digits), SIDE, SIDE):
+        found = " x ".join(map(str, pictures.shape))
+        raise InputError(f"{images}: {found} values for {len(digits)} labels; get both files again")
+    return pictures.reshape(len(digits), SIDE**2), digits
+
+
+def draw_pairs(recordings, digits, rng):
+    """Draw a picture of its digit for every recording, none twice -> {id: number of the picture}.
+
+    Args:
+        recordings: {id: digit}.
+        digits: (N,), those of the pictures.
+
+    Raises:
+        InputError: there are fewer pictures of a digit than recordings.
+    """
+    pairs = {}
+    for digit in DIGITS:
+        ids = [clip_id for clip_id, spoken in recordings.items() if spoken == digit]
+        numbers = rng.permutation(np.flatnonzero(digits == int(digit)))
+        if len(numbers) < len(ids):
+            raise InputError(
+                f"MNIST/raw: {len(numbers)} pictures of {digit} for {len(ids)} recordings, {ids[0]} first; "
+                "get it again as data/AVMNIST/README.md says"
+            )
+        pairs |= zip(ids, numbers[: len(ids)].tolist(), strict=True)
+    return pairs
+
+
+def write_missing(files, overwrite):
+    """Write {path: bytes}, each whole or not at all; those that are there already are left alone.
+
+    Raises:
+        InputError: a path holds something else and is not to be overwritten, or cannot be written.
+    """
+    try:
+        there = {path: path.read_bytes() == content for path, content in files.items() if path.exists()}
+        others = [path for path, same in there.items() if not same]
+        if others and not overwrite:
+            raise InputError(
+                f"{others[0]}: differs from what these recordings, --seed and --pca give; --overwrite replaces it"
+            )
+        if others:  # no list while pictures of both pairings are there
+            for path in files:
+                if path.suffix == ".csv":
+                    path.unlink(missing_ok=True)
+        for path, content in files.items():
+            if not path.exists() or path in others:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as file:
+                    file.write(content)
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; choose another --root or --split_path") from None
+
+
+def main():
+    parser = dataset_parser("Pair AV-MNIST's recordings with handwritten digits.", "train_test_data/AV-MNIST")
+    parser.add_argument(
+        "--split_path", type=Path, metavar="DIR", help="folder of the dataset's lists (default: --root)"
+    )
+    parser.add_argument(
+        "--pca", type=ratio, default=0.25, metavar="R", help="share of the pictures' energy to keep (default: 0.25)"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace lists and pictures of another pairing")
+    args = parser.parse_args()
+    recordings = find_recordings(args.root / "recordings")
+    mnist = {split: read_digits(args.root / "MNIST" / "raw", name) for split, name in SETS.items()}
+
+    from sklearn.decomposition import PCA  # seconds to import
+
+    pca, rng, files, lists = PCA(args.pca).fit(mnist["train"][0]), np.random.default_rng(args.seed), {}, {}
+    for split, (pictures, digits) in mnist.items():
+        pairs = draw_pairs(recordings[split], digits, rng)
+        kept = pca.inverse_transform(pca.transform(pictures[list(pairs.values())]))
+        kept = kept.round().clip(0, 255).astype(np.uint8).reshape(-1, SIDE, SIDE)
+        for clip_id, picture in zip(pairs, kept, strict=True):
+            path = args.root / "Image-01-FPS" / clip_id / "00000.png"
+            files[path] = cv2.imencode(".png", picture)[1].tobytes()
+        rows = (f"{clip_id},{digit}\n" for clip_id, digit in recordings[split].items())
+        lists[(args.split_path or args.root) / f"{split}.csv"] = "".join(rows).encode()
+    write_missing(files | lists, args.overwrite)  # lists last: they are there when all pictures are
+
+    for split, path in zip(recordings, lists, strict=True):
+        print(f"{path}: {len(recordings[split])} clips")
+    energy = pca.explained_variance_ratio_.sum()
+    print(f"pictures keep {pca.n_components_} of {SIDE**2} components, {energy:.2f} of the energy")
+    if (count := sum(map(len, recordings.values()))) != RECORDINGS:
+        print(f"{count} recordings are there, the whole set has {RECORDINGS}")
+
+
+if __name__ == "__main__":
+    run(main)
