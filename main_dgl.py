@@ -133,9 +133,9 @@ def train(args, device):
     set_precision(args.deterministic)
     chosen_on = "val" if args.val_ratio else "test"
     model, method = initial_model(args, device)
-    loaders = load_clips(args, device, ("train", chosen_on, "test", *method.splits))
+    loaders, data = load_clips(args, device, ("train", chosen_on, "test", *method.splits))
     this = Run(args, device, model, method, loaders)
-    with this.opened(settings.as_of_today), Journal(this) as this.journal:
+    with this.opened(settings.as_of_today), folder.begun(args, data), Journal(this) as this.journal:
         with this.saved_when_interrupted():
             while this.progress["epoch"] < args.epochs:
                 row = {"epoch": this.progress["epoch"], "learning_rate": this.schedule.get_last_lr()[0]}
@@ -147,7 +147,7 @@ def train(args, device):
 
 
 def load_clips(args, device, splits):
-    """The loaders of these splits, {name: loader}; what is in them is printed.
+    """The loaders of these splits, {name: loader}, and the digests of their lists; what is in them is printed.
 
     Raises:
         InputError: too many clips are damaged, they leave BatchNorm one value, or the run in the folder had others.
@@ -163,9 +163,7 @@ def load_clips(args, device, splits):
         warn_of_leaks(*(loaders[split].dataset.clips for split in ("train", "test")))
         refuse_much_damage([loader.dataset for loader in loaders.values()], args.max_skipped)
         refuse_single_values(args, loaders["train"].dataset)
-        if distributed.rank() == 0:
-            folder.begin(args, data)
-    return loaders
+    return loaders, data
 
 
 def initial_model(args, device):

@@ -54,9 +54,9 @@ def test_an_interrupted_run_is_saved_and_resumed_to_the_very_bits(
         run_here(main_dgl, *command)
     assert end.value.code == 128 + number
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and where in error and "--resume" in error
+    assert len(error.splitlines()) == 1 and where in error and "goes on" in error
     assert signal.getsignal(signal.SIGINT) is handler  # handed back
-    run_here(main_dgl, *command, "--resume")
+    run_here(main_dgl, *command)
     assert_same_run(trained[0], tmp_path)
 
 
@@ -76,7 +76,7 @@ def test_a_signal_to_the_whole_group_stops_readers_too(corpus, tmp_path):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
     _, error = process.communicate(timeout=120)  # would wait for ever
-    assert process.returncode == 128 + signal.SIGTERM and len(error.splitlines()) == 1 and "--resume" in error
+    assert process.returncode == 128 + signal.SIGTERM and len(error.splitlines()) == 1 and "goes on" in error
 
 
 def test_a_fault_ends_the_run_readers_and_all(corpus, tmp_path):
@@ -90,8 +90,9 @@ def test_a_fault_ends_the_run_readers_and_all(corpus, tmp_path):
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
-    code = "import os, signal\nfrom utils.training.interruption import Interruption\nwith Interruption():\n" + 2 * (
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    print('alive', flush=True)\n"
+    code = (
+        "import os, signal, time\nfrom utils.training.interruption import Interruption\nwith Interruption():\n"
+        + 2 * ("    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(3)\n    print('alive', flush=True)\n")
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGTERM and done.stdout == "alive\n"
@@ -105,7 +106,7 @@ def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(trained, corp
     command = ["--train", *data_flags(moved), *SMALL, *TRAINED, "--ckpt_path", folder]
     before = (folder / "last.pth").read_bytes()
     for flags, words in (
-        ([], ["a run is there", "--resume"]),
+        (["--alpha", 5], ["--alpha 5.0", "4.0", "--overwrite"]),
         (["--resume", "--alpha", 5], ["--alpha 5.0", "4.0"]),
         (["--resume", "--optimizer", "Adam"], ["--optimizer Adam", "sgd"]),
         (["--resume", "--fusion_method", "gated"], ["--fusion_method gated", "concat"]),

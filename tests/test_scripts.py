@@ -65,7 +65,8 @@ def test_training_writes_log_and_checkpoints(trained):
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.01, 0.001])  # decays at the epoch given
     assert all(0 <= row[name] <= 1 for row in rows for name in ("fused", "audio", "visual"))
     assert len([line for line in process.stdout.splitlines() if line.startswith("epoch ")]) == 2
-    names = ["best.pth", "confusion.png", "curves.png", "last.pth", "log.jsonl", "result.json", "skipped.csv"]
+    names = ["best.pth", "confusion.png", "curves.png", "last.pth", "log.jsonl", "result.json", "run.json"]
+    names += ["skipped.csv"]
     assert sorted(path.name for path in folder.iterdir()) == names
     saved = torch.load(folder / "last.pth", weights_only=True)
     assert saved["epoch"] == 1 and saved["settings"]["alpha"] == 4.0

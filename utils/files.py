@@ -7,7 +7,7 @@ import io
 import json
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from utils.errors import InputError
 
@@ -91,15 +91,19 @@ def take_lock(path, shared=False, wait=False):
         BlockingIOError: another process holds it, and one is not to wait.
         OSError: the file cannot be made.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            os.close(descriptor)
-            raise
-    locks.add(descriptor)
-    return descriptor
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                locks.add(descriptor)
+                return descriptor
+        os.close(descriptor)  # whoever held it has removed it
 
 
 def release(descriptor):
@@ -125,15 +129,18 @@ def is_locked(folder):
 def exclusive(folder, flag):
     """Make `folder` if need be, and keep other runs out of it until the block or the process ends.
 
+    One that was made, and is empty when the block ends, is removed.
+
     Raises:
         InputError: another run is in it, or it cannot be made; the message names `flag` as the one to change.
     """
-    deadline = time.monotonic() + LOCKED_FOR
+    deadline, made = time.monotonic() + LOCKED_FOR, not os.path.isdir(folder)
+    path = os.path.join(folder, LOCK)
     try:
         os.makedirs(folder, exist_ok=True)
         while True:
             try:
-                descriptor = take_lock(os.path.join(folder, LOCK))
+                descriptor = take_lock(path)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -146,4 +153,8 @@ def exclusive(folder, flag):
     try:
         yield
     finally:
+        with suppress(OSError):  # another run may be beginning
+            os.remove(path)
+            if made:
+                os.rmdir(folder)
         release(descriptor)

@@ -60,7 +60,7 @@ class Run:
             InputError: the run that is there does not fit, or the folder is not the same for all processes.
         """
         with distributed.first_alone():  # of several processes one speaks
-            if os.path.exists(self.last_path):
+            if os.path.exists(self.last_path) and not self.args.overwrite:
                 self.resume(as_of_today)
         found = os.path.isdir(self.args.ckpt_path), self.progress["epoch"], self.progress["step"]
         if any(other != found for other in distributed.everyones(found)):
