@@ -9,8 +9,10 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from torch import nn
 
 from methods import build_method, resolve
+from models import basic_model
 from utils.errors import run
 from utils.results.settings import training_parser
 
@@ -79,6 +81,27 @@ def data_flags(root):
 
 
 SMALL = ["--image_size", 32, "--batch_size", 8, "--num_workers", 1]
+
+
+class SmallEncoder(nn.Sequential):
+    """In ResNet-18's place where its weights are of no matter: (B, in_channels, H, W) -> (B, 512, h, w)."""
+
+    def __init__(self, in_channels):
+        first = nn.Conv2d(in_channels, 8, 5, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        super().__init__(*first, nn.Conv2d(8, 512, 3, stride=2, bias=False), nn.BatchNorm2d(512), nn.ReLU())
+
+
+def make_small(patch):
+    """Small encoders, and no pictures, which would take longer than a run."""
+    patch.setattr(basic_model, "ResNet18", SmallEncoder)
+    for name in ("confusion_figures", "curves_figure", "save_figure"):
+        patch.setattr(f"utils.results.figures.{name}", lambda *_: None)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """`make_small` for a test's runs in this process."""
+    make_small(monkeypatch)
 
 
 @pytest.fixture(scope="session")

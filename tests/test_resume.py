@@ -14,13 +14,23 @@ import torch
 
 import main_dgl
 from methods import joint
-from tests.conftest import ROOT, SMALL, data_flags, run_here
+from tests.conftest import ROOT, SMALL, data_flags, make_small, run_here
 from tests.torture import assert_same_run
 from utils.errors import InputError
 from utils.files import exclusive
 from utils.training import checkpoint
 
-TRAINED = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01]  # the flags of the fixture `trained`
+TRAINED = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01]
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """The folder of a run of two epochs with small encoders, which nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        run_here(main_dgl, "--train", *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", folder)
+    return folder
 
 
 def interrupt_at(monkeypatch, name, call, action):
@@ -45,7 +55,7 @@ def interrupt_at(monkeypatch, name, call, action):
     ],
 )
 def test_an_interrupted_run_is_saved_and_resumed_to_the_very_bits(
-    trained, corpus, tmp_path, capsys, monkeypatch, name, call, number, where
+    whole, corpus, tmp_path, small, capsys, monkeypatch, name, call, number, where
 ):
     command = ["--train", *data_flags(corpus), *SMALL, *TRAINED, "--num_workers", 0, "--ckpt_path", tmp_path]
     handler = signal.getsignal(signal.SIGINT)
@@ -57,7 +67,7 @@ def test_an_interrupted_run_is_saved_and_resumed_to_the_very_bits(
     assert len(error.splitlines()) == 1 and where in error and "--resume" in error
     assert signal.getsignal(signal.SIGINT) is handler  # handed back
     run_here(main_dgl, *command, "--resume")
-    assert_same_run(trained[0], tmp_path)
+    assert_same_run(whole, tmp_path)
 
 
 def test_a_signal_to_the_whole_group_stops_readers_too(corpus, tmp_path):
@@ -97,9 +107,9 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     assert done.returncode == -signal.SIGTERM and done.stdout == "alive\n"
 
 
-def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(trained, corpus, tmp_path, capsys):
+def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(whole, corpus, tmp_path, small, capsys):
     folder = tmp_path / "run"
-    shutil.copytree(trained[0], folder)
+    shutil.copytree(whole, folder)
     moved = tmp_path / "moved"
     shutil.copytree(corpus, moved)
     command = ["--train", *data_flags(moved), *SMALL, *TRAINED, "--ckpt_path", folder]
@@ -119,24 +129,31 @@ def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(trained, corp
     run_here(main_dgl, *command, "--resume", "--epochs", 3, "--num_workers", 0)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [0, 1, 2]
-    first = [json.loads(line) for line in (trained[0] / "log.jsonl").read_text().splitlines()]
+    first = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert rows[:2] == first
 
 
 def test_killed_runs_resume_to_the_very_bits(corpus, tmp_path):
-    """The torture script, short: a kill, with the rule that draws noise."""
+    """The torture script, short: a kill, with the rule that draws noise, on a few of the clips."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for name, count in (("train", 6), ("test", 2)):
+        rows = (corpus / f"{name}.csv").read_text().splitlines(keepends=True)
+        (few / f"{name}.csv").write_text("".join(rows[:count]))
+    for name in ("AudioWAV", "Image-01-FPS"):
+        (few / name).symlink_to(corpus / name)
     flags = ["--method", "ogm_ge"]
-    command = [sys.executable, ROOT / "tests" / "torture.py", corpus, tmp_path, "--kills", "1", *flags]
+    command = [sys.executable, ROOT / "tests" / "torture.py", few, tmp_path, "--kills", "1", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 kills" in done.stdout and "the same run" in done.stdout and " 0 of them" not in done.stdout
 
 
-def test_one_run_to_a_folder(trained, corpus, capsys):
-    with exclusive(trained[0], "--ckpt_path"), pytest.raises(SystemExit) as end:
-        run_here(main_dgl, "--train", "--resume", *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", trained[0])
+def test_one_run_to_a_folder(whole, corpus, capsys):
+    with exclusive(whole, "--ckpt_path"), pytest.raises(SystemExit) as end:
+        run_here(main_dgl, "--train", "--resume", *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", whole)
     assert end.value.code == 2 and "another run" in capsys.readouterr().err
-    with exclusive(trained[0], "--ckpt_path"):
+    with exclusive(whole, "--ckpt_path"):
         pass  # free again
 
 
@@ -172,7 +189,9 @@ def infinite_gradient(model, losses):
     ],
     ids=["loss", "gradient of an epoch's last step", "visual loss"],
 )
-def test_what_is_not_finite_stops_the_run(corpus, tmp_path, capsys, monkeypatch, method, module, number, spoil, where):
+def test_what_is_not_finite_stops_the_run(
+    corpus, tmp_path, small, capsys, monkeypatch, method, module, number, spoil, where
+):
     name = f"{method}_step"
     monkeypatch.setattr(module, name, spoilt(getattr(module, name), number, spoil))
     command = ["--train", "--method", method, *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", tmp_path / "run"]
