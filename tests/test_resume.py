@@ -14,6 +14,7 @@ import torch
 
 import main_dgl
 from methods import joint
+from tests import launcher, torture
 from tests.conftest import ROOT, SMALL, data_flags, make_small, run_here
 from tests.torture import assert_same_run
 from utils.errors import InputError
@@ -70,9 +71,9 @@ def test_an_interrupted_run_is_saved_and_resumed_to_the_very_bits(
     assert_same_run(whole, tmp_path)
 
 
-def test_a_signal_to_the_whole_group_stops_readers_too(corpus, tmp_path):
+def test_a_signal_to_the_whole_group_stops_readers_too(few, tmp_path):
     """As a terminal or a cluster sends it: readers leave it to the process that trains, and end with it."""
-    command = [sys.executable, "main_dgl.py", "--train", *data_flags(corpus), *SMALL, "--num_workers", 2]
+    command = [sys.executable, "main_dgl.py", "--train", *data_flags(few), *SMALL, "--num_workers", 2]
     command += ["--epochs", 1000, "--ckpt_path", tmp_path]
     process = subprocess.Popen(
         list(map(str, command)),
@@ -89,10 +90,10 @@ def test_a_signal_to_the_whole_group_stops_readers_too(corpus, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM and len(error.splitlines()) == 1 and "--resume" in error
 
 
-def test_a_fault_ends_the_run_readers_and_all(corpus, tmp_path):
+def test_a_fault_ends_the_run_readers_and_all(few, tmp_path):
     code = "import main_dgl\nfrom utils.errors import run\ndef fault(*_, **__): raise RuntimeError('of ours')\n"
     code += "main_dgl.dgl_step = fault\nrun(main_dgl.main)\n"
-    flags = ["--train", *data_flags(corpus), *SMALL, "--num_workers", 2, "--ckpt_path", tmp_path / "run"]
+    flags = ["--train", *data_flags(few), *SMALL, "--num_workers", 2, "--ckpt_path", tmp_path / "run"]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, flags)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -133,20 +134,19 @@ def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(whole, corpus
     assert rows[:2] == first
 
 
-def test_killed_runs_resume_to_the_very_bits(corpus, tmp_path):
+def start_quietly(command):
+    """A script in a process of its own that nobody hears."""
+    with open(os.devnull, "w") as nowhere:
+        return launcher.start([*map(str, command)], ROOT, os.environ, nowhere, nowhere)
+
+
+def test_killed_runs_resume_to_the_very_bits(few, tmp_path, capsys, monkeypatch):
     """The torture script, short: a kill, with the rule that draws noise, on a few of the clips."""
-    few = tmp_path / "few"
-    few.mkdir()
-    for name, count in (("train", 6), ("test", 2)):
-        rows = (corpus / f"{name}.csv").read_text().splitlines(keepends=True)
-        (few / f"{name}.csv").write_text("".join(rows[:count]))
-    for name in ("AudioWAV", "Image-01-FPS"):
-        (few / name).symlink_to(corpus / name)
-    flags = ["--method", "ogm_ge"]
-    command = [sys.executable, ROOT / "tests" / "torture.py", few, tmp_path, "--kills", "1", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 kills" in done.stdout and "the same run" in done.stdout and " 0 of them" not in done.stdout
+    flags = ["--method", "ogm_ge", "--batch_size", "6"]
+    monkeypatch.setattr(torture, "start", start_quietly)
+    run_here(torture, few, tmp_path, "--kills", "1", *flags)
+    output = capsys.readouterr().out
+    assert "1 kills" in output and "the same run" in output and " 0 of them" not in output
 
 
 def test_one_run_to_a_folder(whole, corpus, capsys):
