@@ -1,16 +1,22 @@
 """What the tests share: the project's folder, a way to run its scripts, and a small corpus made by the demo."""
 
 import os
+import shlex
 import subprocess
 import sys
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 
 import imageio_ffmpeg
+import librosa
 import numpy as np
 import pytest
+from torch import nn
 
 from methods import build_method, resolve
+from models import basic_model
+from tests import launcher
 from utils.errors import run
 from utils.results.settings import training_parser
 
@@ -29,6 +35,18 @@ def run_script(script, *arguments, check=True, folder=ROOT):
     return done
 
 
+def run_fork(script, *arguments, folder=ROOT):
+    """`run_script` in a fork that is spared the imports of packages (tests/launcher.py)."""
+    command = [script, *map(str, arguments)]
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        status = launcher.start(command, folder, os.environ, output, errors).wait()
+        for file in (output, errors):
+            file.seek(0)
+        done = subprocess.CompletedProcess(command, status, output.read(), errors.read())
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def run_here(script, *arguments):
     """Run a script's main in this process, which spares the imports; a refusal raises SystemExit."""
     with pytest.MonkeyPatch.context() as patch:
@@ -36,10 +54,10 @@ def run_here(script, *arguments):
         run(script.main)
 
 
-def run_shell(script, *arguments):
+def run_shell(script, *arguments, project=ROOT):
     """Run a shell script of the project, with the Python that runs the tests. Returns the finished process."""
     environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-    command = ["bash", ROOT / script, *map(str, arguments)]
+    command = ["bash", project / script, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     return done
@@ -81,9 +99,52 @@ def data_flags(root):
 SMALL = ["--image_size", 32, "--batch_size", 8, "--num_workers", 1]
 
 
+class SmallEncoder(nn.Sequential):
+    """In ResNet-18's place where its weights are of no matter: (B, in_channels, H, W) -> (B, 512, h, w)."""
+
+    def __init__(self, in_channels):
+        first = nn.Conv2d(in_channels, 8, 5, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        super().__init__(*first, nn.Conv2d(8, 512, 3, stride=2, bias=False), nn.BatchNorm2d(512), nn.ReLU())
+
+
+def make_small(patch):
+    """Small encoders, and no pictures of a run, which would take longer than the run."""
+    patch.setattr(basic_model, "ResNet18", SmallEncoder)
+    for name in ("confusion_figures", "curves_figure", "save_figure"):
+        patch.setattr(f"utils.results.figures.{name}", lambda *_: None)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """`make_small` for a test's runs in this process."""
+    make_small(monkeypatch)
+
+
+@pytest.fixture
+def small_encoders(monkeypatch):
+    monkeypatch.setattr(basic_model, "ResNet18", SmallEncoder)
+
+
+@pytest.fixture(scope="session")
+def forking(tmp_path_factory):
+    """The project with a .venv whose interpreter runs every script in a fork, as `run_fork`: for its shell scripts."""
+    folder = tmp_path_factory.mktemp("project")
+    for path in ROOT.iterdir():
+        if path.name not in (".git", ".venv"):
+            (folder / path.name).symlink_to(path)
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    real = f'[ "$1" != -c ] || exec {shlex.quote(sys.executable)} "$@"'
+    python.write_text(f'#!/bin/sh\n{real}\nexec {shlex.join(launcher.interpreter())} "$@"\n')
+    python.chmod(0o755)
+    (folder / ".venv" / "requirements.txt").symlink_to(ROOT / "requirements.txt")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def raw_corpus(tmp_path_factory):
     """24 clips in CREMA-D's raw form: VideoFlash and AudioWAV."""
+    librosa.resample(np.ones(8, np.float32), orig_sr=1, target_sr=2)  # imported here, not by each process that decodes
     root = tmp_path_factory.mktemp("corpus") / "CREMA-D"
     run_script("data/demo/make_clips.py", "--root", root, "--clips_per_class", 4)
     return root
@@ -98,8 +159,20 @@ def corpus(raw_corpus):
 
 
 @pytest.fixture(scope="session")
+def few(corpus, tmp_path_factory):
+    """A third of the corpus: a clip of every class to train on and two to test; not to be changed by a test."""
+    root = tmp_path_factory.mktemp("few")
+    for name in ("train", "test"):
+        rows = (corpus / f"{name}.csv").read_text().splitlines(keepends=True)
+        (root / f"{name}.csv").write_text("".join(rows[::3]))
+    for name in ("AudioWAV", "Image-01-FPS"):
+        (root / name).symlink_to(corpus / name)
+    return root
+
+
+@pytest.fixture(scope="session")
 def trained(corpus, tmp_path_factory):
     """A run of two epochs on the corpus: (its checkpoint folder, the training process)."""
     folder = tmp_path_factory.mktemp("ckpt")
     flags = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01, "--ckpt_path", folder]
-    return folder, run_script("main_dgl.py", "--train", *data_flags(corpus), *SMALL, *flags)
+    return folder, run_fork("main_dgl.py", "--train", *data_flags(corpus), *SMALL, *flags)

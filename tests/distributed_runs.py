@@ -15,8 +15,7 @@ import main_dgl
 from models import basic_model
 from models.backbone import ResNet18
 from models.basic_model import AVClassifier
-from tests.conftest import SMALL, data_flags, run_here
-from tests.rules import SmallEncoder
+from tests.conftest import SMALL, SmallEncoder, data_flags, run_here
 from utils.results import evaluation
 from utils.training import distributed, statistics
 from utils.training import run as training_run

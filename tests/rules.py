@@ -8,19 +8,11 @@ from torch import nn
 from methods import build_method
 from models import basic_model
 from models.basic_model import AVClassifier
-from tests.conftest import settings_of
+from tests.conftest import SmallEncoder, settings_of
 from tests.test_dgl_step import CLASSES, FORMULAS, linear
 from utils.training import checkpoint
 
 NEEDS = {"gblend": ["--gblend_weights", "0.2,0.5,0.3"]}  # flags that a rule is not built without
-
-
-class SmallEncoder(nn.Sequential):
-    """In ResNet-18's place where its weights are of no matter: (B, in_channels, H, W) -> (B, 512, h, w)."""
-
-    def __init__(self, in_channels):
-        first = nn.Conv2d(in_channels, 8, 5, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU()
-        super().__init__(*first, nn.Conv2d(8, 512, 3, stride=2, bias=False), nn.BatchNorm2d(512), nn.ReLU())
 
 
 def small_model(fusion="concat", modality="full", seed=0, n_classes=CLASSES):

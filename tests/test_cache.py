@@ -15,6 +15,7 @@ import torch
 
 from dataset import DATASETS, cache
 from dataset.loader import build_loader
+from tests import launcher
 from tests.conftest import ROOT, SMALL, data_flags
 from tests.test_reader import settings
 
@@ -162,8 +163,9 @@ def test_a_cache_that_cannot_be_written_is_a_warning(moved, capsys):
 
 
 def test_a_killed_run_leaves_nothing_half_written(moved, tmp_path):
-    command = [sys.executable, "main_dgl.py", "--train", *data_flags(moved), *SMALL, "--ckpt_path", tmp_path / "run"]
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["main_dgl.py", "--train", *data_flags(moved), *SMALL, "--ckpt_path", tmp_path / "run"]
+    with open(os.devnull, "w") as nowhere:
+        process = launcher.start([*map(str, command)], ROOT, os.environ, nowhere, nowhere)
     while process.poll() is None and not tree(moved):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

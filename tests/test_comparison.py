@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, SMALL, data_flags, run_here, settings_of
+from tests.conftest import SMALL, data_flags, run_here, settings_of
 from utils.results import comparison, plan
 
 SETTINGS = {"modality": "full", "method": "dgl", "modulation": "Normal", "alpha": 4.0, "no_mgt": False, "no_ugt": False}
@@ -113,8 +113,8 @@ def test_bad_folders_are_one_line(tmp_path, capsys, damage):
     assert end.value.code == 2 and len(error.splitlines()) == 1 and ("compare.sh" in error or damage == "same seed")
 
 
-def test_interrupted_and_run_again_it_ends_with_the_same_table(corpus, tmp_path):
-    flags = [*data_flags(corpus), *SMALL, "--epochs", 2, "--learning_rate", 0.01]
+def test_interrupted_and_run_again_it_ends_with_the_same_table(few, forking, tmp_path):
+    flags = [*data_flags(few), *SMALL, "--epochs", 2, "--learning_rate", 0.01]
     environment = os.environ | {
         "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
         "dataset": "CREMAD",
@@ -124,7 +124,7 @@ def test_interrupted_and_run_again_it_ends_with_the_same_table(corpus, tmp_path)
 
     def start(out, *more):
         return subprocess.Popen(
-            ["bash", ROOT / "compare.sh", *map(str, flags), *more],
+            ["bash", forking / "compare.sh", *map(str, flags), *more],
             env=environment | {"out": str(out)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

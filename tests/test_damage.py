@@ -94,7 +94,7 @@ def test_a_decoder_that_hangs_costs_its_clip(moved, monkeypatch):
     assert list(damaged) == [path.parent.name] and "2 s" in damaged[path.parent.name]
 
 
-def test_training_goes_on_without_damaged_clips_and_lists_each(moved, tmp_path, capsys):
+def test_training_goes_on_without_damaged_clips_and_lists_each(moved, tmp_path, small, capsys):
     """A tenth of the clips, drawn at random; one more has no sound at all."""
     rng = random.Random(0)
     ids = sorted(path.stem for path in (moved / "AudioWAV").glob("*.wav"))

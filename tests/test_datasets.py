@@ -18,7 +18,7 @@ from utils.errors import InputError
 from utils.training import checkpoint
 from utils.training.device import IMAGENET_MEAN, IMAGENET_STD
 
-SMALL = ["--image_size", 32, "--batch_size", 4, "--num_workers", 1, "--epochs", 2]
+SMALL = ["--image_size", 32, "--batch_size", 4, "--num_workers", 1, "--epochs", 1]
 
 
 def settings(dataset, audio_path, visual_path, split_path=None, **changes):
@@ -64,15 +64,15 @@ def check_items(dataset, expected, shape):
         assert abs(grey_value(frames) - grey) < 4
 
 
-def train_and_validate(script, args, folder):
-    """Two epochs through the dataset's script; returns what it printed."""
+def train_and_validate(forking, script, args, folder):
+    """An epoch through the dataset's script; returns what it printed."""
     paths = [("--audio_path", args.audio_path), ("--visual_path", args.visual_path)]
     paths += [("--split_path", args.split_path)] if args.split_path else []
     paths += [("--cache_path", folder / ".cache")]
     flags = [word for pair in paths for word in pair]
-    done = run_shell(script, *flags, *SMALL, "--ckpt_path", folder / "run")
+    done = run_shell(script, *flags, *SMALL, "--ckpt_path", folder / "run", project=forking)
     saved = checkpoint.load(folder / "run" / "last.pth")
-    assert saved["epoch"] == 1 and saved["settings"]["dataset"] == args.dataset
+    assert saved["epoch"] == 0 and saved["settings"]["dataset"] == args.dataset
     assert saved["model"]["fusion_module.fc_out.weight"].shape == (DATASETS[args.dataset].n_classes, 1024)
     assert "\naccuracy " in done.stdout
     return done.stdout, saved["settings"]
@@ -95,7 +95,7 @@ def kinetics(tmp_path_factory):
     return raw
 
 
-def test_kinetics_sounds(kinetics, tmp_path):
+def test_kinetics_sounds(kinetics, forking, tmp_path):
     flags = ["--source", kinetics, "--root", tmp_path, "--workers", 2]
     assert "7 done, 0 already there, 1 failed" in run_script("data/KineticSound/mp4_to_wav.py", *flags).stdout
     assert "7 done, 0 already there, 1 failed" in run_script("data/KineticSound/video_preprocessing.py", *flags).stdout
@@ -113,7 +113,7 @@ def test_kinetics_sounds(kinetics, tmp_path):
     check_items(test, expected, (129, 626))
     assert len(test.classes) == 33 and test.classes[0] == "blowing_nose" and test.classes[-1] == "playing_xylophone"
 
-    output, used = train_and_validate("ks_dgl.sh", args, tmp_path)
+    output, used = train_and_validate(forking, "ks_dgl.sh", args, tmp_path)
     assert "KineticSound train: 4 clips, 2 skipped" in output
     assert used["alpha"] == 3 and used["num_frame"] == 3 and used["learning_rate"] == 0.002
 
@@ -123,7 +123,7 @@ def test_kinetics_sounds(kinetics, tmp_path):
         build_dataset(args, "test")
 
 
-def test_kinetics_400(kinetics, tmp_path):
+def test_kinetics_400(kinetics, forking, tmp_path):
     flags = ["--source", kinetics, "--root", tmp_path, "--workers", 2]
     run_script("data/kinect400/mp4_to_wav.py", *flags)
     run_script("data/kinect400/video_preprocessing.py", *flags)
@@ -136,11 +136,11 @@ def test_kinetics_400(kinetics, tmp_path):
     test = build_dataset(args, "test")
     check_items(test, expected, (129, 1001))
     assert test.classes == ("abseiling", "playing_guitar", "tap_dancing")
-    output, _ = train_and_validate("kinect400_dgl.sh", args, tmp_path)
+    output, _ = train_and_validate(forking, "kinect400_dgl.sh", args, tmp_path)
     assert "kinect400 train: 5 clips, 2 skipped" in output
 
 
-def test_vggsound(tmp_path):
+def test_vggsound(forking, tmp_path):
     rows = [("-0abc", 30, "people eating, noisily", "train"), ("b_c-d", 5, "dog barking", "train")]
     rows += [("eeeee", 0, "dog barking", "train"), ("gone1", 10, "cat purring", "train")]
     rows += [("ggggg", 120, "people eating, noisily", "test"), ("gone2", 7, "dog barking", "test")]
@@ -167,11 +167,11 @@ def test_vggsound(tmp_path):
         check_items(dataset, expected[split], (129, 626))
         assert len(dataset.skipped) == 1
         assert dataset.classes == ("cat purring", "dog barking", "people eating, noisily")
-    output, used = train_and_validate("vggsound_dgl.sh", args, tmp_path)
+    output, used = train_and_validate(forking, "vggsound_dgl.sh", args, tmp_path)
     assert "VGGSound train: 3 clips, 1 skipped" in output and used["alpha"] == 2
 
 
-def test_ave(tmp_path):
+def test_ave(forking, tmp_path):
     rows = {"train": [("Church bell", "-a"), ("Banjo", "b"), ("Banjo", "c")], "val": [("Frying (food)", "d")]}
     rows["test"] = [("Church bell", "e"), ("Banjo", "gone")]
     greys = {"Church bell": 40, "Banjo": 100, "Frying (food)": 160}
@@ -193,7 +193,7 @@ def test_ave(tmp_path):
         dataset = build_dataset(args, split)
         check_items(dataset, expected[split], (257, 259))
         assert dataset.classes == ("Banjo", "Church bell", "Frying (food)")
-    train_and_validate("ave_dgl.sh", args, tmp_path)
+    train_and_validate(forking, "ave_dgl.sh", args, tmp_path)
 
 
 class OneClip(Index):

@@ -11,7 +11,7 @@ from main_dgl import dgl_step
 from models import FUSION_MODULES
 from models.basic_model import AVClassifier
 from models.fusion_modules import Fusion_AUXI
-from tests.conftest import method_of
+from tests.conftest import method_of, run_script
 
 ALPHA, CLASSES = 3.0, 5
 
@@ -167,6 +167,12 @@ def test_in_bfloat16_the_gradients_go_the_same_ways(fusion_method):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_peak_memory_is_at_most_0_62_of_a_plain_step():
-    ours, plain = (step_apart(way, 48, rounds=1)[1] for way in ("ours", "plain"))
+    """One step of 32 clips; of 48, as the benchmark's own, activations are more and the ratio is smaller."""
+    code = "import benchmark; benchmark.take_turns = lambda ways, rounds: {name: way() for name, way in ways.items()}"
+    ours, plain = (
+        float(run_script("-c", f"{code}; benchmark.one_step({way!r}, 32, rounds=1)").stdout.split()[1])
+        for way in ("ours", "plain")
+    )
+    assert step_apart("ours", 2, rounds=1)[1] < ours
     print(f"peak memory of the process: ours {ours:.2f} GiB, plain {plain:.2f} GiB, {ours / plain:.2f}")
     assert ours <= 0.62 * plain

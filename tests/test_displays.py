@@ -219,7 +219,7 @@ def test_gradient_report_shows_a_leak():
     ],
     ids=["dgl", "OGM-GE", "visual"],
 )
-def test_gradient_report_of_the_command_line(corpus, tmp_path, capsys, flags, zeros):
+def test_gradient_report_of_the_command_line(corpus, tmp_path, small_encoders, capsys, flags, zeros):
     command = ["--gradient_report", *data_flags(corpus), *SMALL, "--num_workers", 0, *flags]
     run_here(main_dgl, *command, "--ckpt_path", tmp_path / "run")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -263,7 +263,9 @@ def series_of(board):
     return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
 
 
-def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(corpus, tmp_path, capsys, monkeypatch):
+def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(
+    corpus, tmp_path, small_encoders, capsys, monkeypatch
+):
     steps = []
     command = ["--train", *data_flags(corpus), *SMALL, "--num_workers", 0, "--epochs", 2, "--learning_rate", 0.01]
     command += ["--lr_decay_step", "[1]", "--use_tensorboard", "--tensorboard_steps", "--alpha", 2]

@@ -26,7 +26,7 @@ def clips(root):
     return [build_dataset(settings(root), split).clips for split in ("train", "test")]
 
 
-def test_clips_in_both_splits_are_told(moved, tmp_path, capsys):
+def test_clips_in_both_splits_are_told(moved, tmp_path, small, capsys):
     warn_of_leaks(*clips(moved))
     assert capsys.readouterr().err == ""
     shutil.copy(moved / "train.csv", moved / "test.csv")

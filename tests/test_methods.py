@@ -7,10 +7,15 @@ import torch.nn.functional as F
 from main_dgl import DGL
 from methods import build_method, resolve
 from methods.ablations import Ablation
-from models.basic_model import AVClassifier
 from tests.conftest import method_of, settings_of
-from tests.test_dgl_step import ALPHA, CLASSES, FORMULAS, assert_equal_gradients, batch, build, features
+from tests.rules import small_model
+from tests.test_dgl_step import ALPHA, FORMULAS, assert_equal_gradients, batch, features
+from tests.test_dgl_step import build as build_whole
 from utils.results.settings import as_of_today
+
+
+def build(fusion_method):
+    return small_model(fusion_method).double().train()
 
 
 def written_out(model, fusion_method, spectrogram, frames, label):
@@ -107,7 +112,7 @@ def test_ogm_slows_the_leading_encoder_alone(fusion_method, leader, other):
 
 
 def test_ge_noise_has_the_gradients_own_deviation():
-    clips, noisy, quiet = batch(), build("concat"), build("concat")
+    clips, noisy, quiet = batch(), build_whole("concat"), build_whole("concat")
     torch.manual_seed(5)
     method_of(noisy, "--method", "ogm_ge", "--ogm_alpha", 0.6).step(noisy, *clips)
     method_of(quiet, "--method", "ogm", "--ogm_alpha", 0.6).step(quiet, *clips)
@@ -155,7 +160,7 @@ def test_modulation_window():
 def test_flags_choose_the_method(flags, name):
     args = settings_of(*flags)
     assert args.method == name and args.modality == (name if name in ("audio", "visual") else "full")
-    model = AVClassifier(CLASSES, modality=args.modality)
+    model = small_model(modality=args.modality)
     assert type(build_method(args, model)).__name__.lower() in (
         name.replace("_", "").replace("+", ""),
         "unimodal",

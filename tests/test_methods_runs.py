@@ -12,9 +12,8 @@ import main_dgl
 import valid
 from dataset import DATASETS
 from methods import gblend
-from models import basic_model
 from tests.conftest import SMALL, data_flags, run_here
-from tests.rules import NEEDS, SmallEncoder, rule, write_teachers
+from tests.rules import NEEDS, rule, write_teachers
 from tests.test_dgl_step import batch
 from tests.torture import assert_same_run
 from utils.results.gradient_report import as_table, gradient_report
@@ -34,14 +33,6 @@ RUNS = {  # with flags that make each rule remember something
     "umt": [],
     "inforeg": ["--inforeg_k=-1e9"],
 }
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Small encoders, and no pictures, which would take longer than a run."""
-    monkeypatch.setattr(basic_model, "ResNet18", SmallEncoder)
-    for name in ("confusion_figures", "curves_figure", "save_figure"):
-        monkeypatch.setattr(f"utils.results.figures.{name}", lambda *_: None)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import ROOT, SMALL, data_flags, run_script
+from tests.conftest import ROOT, SMALL, data_flags, run_fork
 from utils.results import settings
 
 README = (ROOT / "README.md").read_text()
@@ -121,8 +121,8 @@ def test_the_snippets_run(corpus, tmp_path):
     (tmp_path / "train_test_data").mkdir()
     (tmp_path / "train_test_data" / "mydata").symlink_to(corpus)
     flags = ["--dataset", "MyData", "--fusion_method", "max", *SMALL, "--epochs", 1]
-    run_script("main_dgl.py", "--train", *flags, "--ckpt_path", "ckpt/mine", folder=tmp_path)
-    output = run_script("valid.py", "--ckpt_path", "ckpt/mine/best.pth", folder=tmp_path).stdout
+    run_fork("main_dgl.py", "--train", *flags, "--ckpt_path", "ckpt/mine", folder=tmp_path)
+    output = run_fork("valid.py", "--ckpt_path", "ckpt/mine/best.pth", folder=tmp_path).stdout
     assert "MyData, max fusion" in output and "test: 6 clips" in output
 
 
@@ -131,12 +131,14 @@ import os, shutil, signal
 from unittest.mock import patch
 import main_dgl, valid
 from methods.halved import Halved
-from tests.conftest import SMALL, run_here
+from models import basic_model
+from tests.conftest import SMALL, SmallEncoder, run_here
 from tests.torture import assert_same_run
 from utils.results import comparison
 from pathlib import Path
 
 flags = [*DATA, *SMALL, "--num_workers", 0, "--epochs", 2, "--learning_rate", 0.01, "--method", "halved"]
+basic_model.ResNet18 = SmallEncoder
 runs = [Path("runs/halved-seed0"), Path("apart/halved-seed0")]
 run_here(main_dgl, "--train", *flags, "--ckpt_path", runs[0])
 step, calls = Halved.step, []
@@ -166,7 +168,7 @@ def test_a_training_rule_as_contributing_says(corpus, tmp_path):
     """One file and one row: trained, interrupted, resumed, reported, validated and compared under its own name."""
     assert add_snippets((ROOT / "CONTRIBUTING.md").read_text(), tmp_path) == 2
     (tmp_path / "own_rule.py").write_text(OWN_RULE.replace("DATA", repr([*map(str, data_flags(corpus))])))
-    output = run_script("own_rule.py", folder=tmp_path).stdout
+    output = run_fork("own_rule.py", folder=tmp_path).stdout
     assert "| joint, halved | - | 1 | best |" in output and "resuming in epoch 1 after 2 steps" in output
     rows = [[float(cell) for cell in row] for row in re.findall(r"^L_m +(\S+) +(\S+) +(\S+)$", output, re.MULTILINE)]
     halved, joint = rows

@@ -14,13 +14,24 @@ import torch
 
 import main_dgl
 from methods import joint
-from tests.conftest import ROOT, SMALL, data_flags, run_here
+from tests import launcher, torture
+from tests.conftest import ROOT, SMALL, data_flags, make_small, run_here
 from tests.torture import assert_same_run
 from utils.errors import InputError
 from utils.files import exclusive
 from utils.training import checkpoint
 
-TRAINED = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01]  # the flags of the fixture `trained`
+TRAINED = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01]
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """The folder of a run of two epochs with small encoders, which nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        run_here(main_dgl, "--train", *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", folder)
+    return folder
 
 
 def interrupt_at(monkeypatch, name, call, action):
@@ -45,7 +56,7 @@ def interrupt_at(monkeypatch, name, call, action):
     ],
 )
 def test_an_interrupted_run_is_saved_and_resumed_to_the_very_bits(
-    trained, corpus, tmp_path, capsys, monkeypatch, name, call, number, where
+    whole, corpus, tmp_path, small, capsys, monkeypatch, name, call, number, where
 ):
     command = ["--train", *data_flags(corpus), *SMALL, *TRAINED, "--num_workers", 0, "--ckpt_path", tmp_path]
     handler = signal.getsignal(signal.SIGINT)
@@ -57,12 +68,12 @@ def test_an_interrupted_run_is_saved_and_resumed_to_the_very_bits(
     assert len(error.splitlines()) == 1 and where in error and "goes on" in error
     assert signal.getsignal(signal.SIGINT) is handler  # handed back
     run_here(main_dgl, *command)
-    assert_same_run(trained[0], tmp_path)
+    assert_same_run(whole, tmp_path)
 
 
-def test_a_signal_to_the_whole_group_stops_readers_too(corpus, tmp_path):
+def test_a_signal_to_the_whole_group_stops_readers_too(few, tmp_path):
     """As a terminal or a cluster sends it: readers leave it to the process that trains, and end with it."""
-    command = [sys.executable, "main_dgl.py", "--train", *data_flags(corpus), *SMALL, "--num_workers", 2]
+    command = [sys.executable, "main_dgl.py", "--train", *data_flags(few), *SMALL, "--num_workers", 2]
     command += ["--epochs", 1000, "--ckpt_path", tmp_path]
     process = subprocess.Popen(
         list(map(str, command)),
@@ -79,10 +90,10 @@ def test_a_signal_to_the_whole_group_stops_readers_too(corpus, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM and len(error.splitlines()) == 1 and "goes on" in error
 
 
-def test_a_fault_ends_the_run_readers_and_all(corpus, tmp_path):
+def test_a_fault_ends_the_run_readers_and_all(few, tmp_path):
     code = "import main_dgl\nfrom utils.errors import run\ndef fault(*_, **__): raise RuntimeError('of ours')\n"
     code += "main_dgl.dgl_step = fault\nrun(main_dgl.main)\n"
-    flags = ["--train", *data_flags(corpus), *SMALL, "--num_workers", 2, "--ckpt_path", tmp_path / "run"]
+    flags = ["--train", *data_flags(few), *SMALL, "--num_workers", 2, "--ckpt_path", tmp_path / "run"]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, flags)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -98,9 +109,9 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     assert done.returncode == -signal.SIGTERM and done.stdout == "alive\n"
 
 
-def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(trained, corpus, tmp_path, capsys):
+def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(whole, corpus, tmp_path, small, capsys):
     folder = tmp_path / "run"
-    shutil.copytree(trained[0], folder)
+    shutil.copytree(whole, folder)
     moved = tmp_path / "moved"
     shutil.copytree(corpus, moved)
     command = ["--train", *data_flags(moved), *SMALL, *TRAINED, "--ckpt_path", folder]
@@ -120,24 +131,30 @@ def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(trained, corp
     run_here(main_dgl, *command, "--resume", "--epochs", 3, "--num_workers", 0)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [0, 1, 2]
-    first = [json.loads(line) for line in (trained[0] / "log.jsonl").read_text().splitlines()]
+    first = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert rows[:2] == first
 
 
-def test_killed_runs_resume_to_the_very_bits(corpus, tmp_path):
-    """The torture script, short: a kill, with the rule that draws noise."""
-    flags = ["--method", "ogm_ge"]
-    command = [sys.executable, ROOT / "tests" / "torture.py", corpus, tmp_path, "--kills", "1", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 kills" in done.stdout and "the same run" in done.stdout and " 0 of them" not in done.stdout
+def start_quietly(command):
+    """A script in a process of its own that nobody hears."""
+    with open(os.devnull, "w") as nowhere:
+        return launcher.start([*map(str, command)], ROOT, os.environ, nowhere, nowhere)
 
 
-def test_one_run_to_a_folder(trained, corpus, capsys):
-    with exclusive(trained[0], "--ckpt_path"), pytest.raises(SystemExit) as end:
-        run_here(main_dgl, "--train", "--resume", *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", trained[0])
+def test_killed_runs_resume_to_the_very_bits(few, tmp_path, capsys, monkeypatch):
+    """The torture script, short: a kill, with the rule that draws noise, on a few of the clips."""
+    flags = ["--method", "ogm_ge", "--batch_size", "6"]
+    monkeypatch.setattr(torture, "start", start_quietly)
+    run_here(torture, few, tmp_path, "--kills", "1", *flags)
+    output = capsys.readouterr().out
+    assert "1 kills" in output and "the same run" in output and " 0 of them" not in output
+
+
+def test_one_run_to_a_folder(whole, corpus, capsys):
+    with exclusive(whole, "--ckpt_path"), pytest.raises(SystemExit) as end:
+        run_here(main_dgl, "--train", "--resume", *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", whole)
     assert end.value.code == 2 and "another run" in capsys.readouterr().err
-    with exclusive(trained[0], "--ckpt_path"):
+    with exclusive(whole, "--ckpt_path"):
         pass  # free again
 
 
@@ -173,7 +190,9 @@ def infinite_gradient(model, losses):
     ],
     ids=["loss", "gradient of an epoch's last step", "visual loss"],
 )
-def test_what_is_not_finite_stops_the_run(corpus, tmp_path, capsys, monkeypatch, method, module, number, spoil, where):
+def test_what_is_not_finite_stops_the_run(
+    corpus, tmp_path, small, capsys, monkeypatch, method, module, number, spoil, where
+):
     name = f"{method}_step"
     monkeypatch.setattr(module, name, spoilt(getattr(module, name), number, spoil))
     command = ["--train", "--method", method, *data_flags(corpus), *SMALL, *TRAINED, "--ckpt_path", tmp_path / "run"]

@@ -19,7 +19,7 @@ import main_dgl
 import valid
 from dataset import build_dataset
 from models.basic_model import AVClassifier
-from tests.conftest import ROOT, SMALL, data_flags, run_here, run_script, run_shell, settings_of
+from tests.conftest import ROOT, SMALL, data_flags, run_fork, run_here, run_script, run_shell, settings_of
 from utils.results.evaluation import evaluate
 from utils.training import checkpoint
 
@@ -96,7 +96,7 @@ def test_valid_takes_overrides_and_does_not_depend_on_the_batch(trained, corpus,
 
 def test_main_without_train_evaluates_best(trained, output_of):
     folder, _ = trained
-    done = run_script("main_dgl.py", "--dataset", "CREMAD", "--ckpt_path", folder, "--gpu_ids", 0, "--batch_size", 3)
+    done = run_fork("main_dgl.py", "--dataset", "CREMAD", "--ckpt_path", folder, "--gpu_ids", 0, "--batch_size", 3)
     assert done.stdout == output_of(valid, "--ckpt_path", folder / "best.pth")
     if not torch.cuda.is_available():
         assert "warning: --gpu_ids" in done.stderr
@@ -148,7 +148,7 @@ def test_result_holds_best_and_last_epoch(trained):
         assert f"{name} epoch {row['epoch']}:  fused {row['fused']:.4f}" in process.stdout
 
 
-def test_val_ratio_chooses_on_held_out_clips_and_tests_once(corpus, tmp_path, monkeypatch):
+def test_val_ratio_chooses_on_held_out_clips_and_tests_once(corpus, tmp_path, small, monkeypatch):
     evaluated = []
 
     def watched(*arguments):
@@ -205,15 +205,15 @@ def test_linear_probe_fits_unaugmented_training_features(trained, corpus, tmp_pa
         ["--no_mgt", "--fusion_method", "gated"],
     ],
 )
-def test_other_settings_train_and_validate(corpus, tmp_path, output_of, flags):
+def test_other_settings_train_and_validate(corpus, tmp_path, small_encoders, output_of, flags):
     run_here(main_dgl, "--train", *data_flags(corpus), *SMALL, "--epochs", 1, "--ckpt_path", tmp_path, *flags)
     assert "accuracy" in output_of(valid, "--ckpt_path", tmp_path / "best.pth")
     assert bool(list(tmp_path.glob("tensorboard/events*"))) == ("--use_tensorboard" in flags)
 
 
-def test_script_of_the_dataset_runs_with_flags_behind_it(corpus, tmp_path):
+def test_script_of_the_dataset_runs_with_flags_behind_it(few, tmp_path):
     """cramed_dgl.sh trains and validates; flags typed behind it win."""
-    flags = [*data_flags(corpus), *SMALL, "--epochs", 2, "--alpha", 5, "--ckpt_path", tmp_path]
+    flags = [*data_flags(few), *SMALL, "--epochs", 1, "--alpha", 5, "--ckpt_path", tmp_path]
     done = run_shell("cramed_dgl.sh", *flags)
     assert "accuracy" in done.stdout
     settings = checkpoint.load(tmp_path / "last.pth")["settings"]

@@ -59,6 +59,11 @@ def epochs_done(folder):
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
+def start(command):
+    """Start a script, of which only errors are seen -> its process."""
+    return subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
 def main():
     parser = argparse.ArgumentParser(description="Kill and resume training; compare with an uninterrupted run.")
     parser.add_argument("corpus", type=Path)
@@ -67,18 +72,16 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args, flags = parser.parse_known_args()
 
-    command = [sys.executable, "main_dgl.py", "--train", "--visual_path", args.corpus.absolute()]
+    command = ["main_dgl.py", "--train", "--visual_path", args.corpus.absolute()]
     command += ["--audio_path", args.corpus.absolute() / "AudioWAV", "--split_path", args.corpus.absolute()]
     command += ["--cache_path", args.out.absolute() / "cache", "--image_size", "32", "--batch_size", "4"]
     command += ["--num_workers", "1", "--epochs", str(2 * args.kills + 2), *flags]  # a kill costs two epochs at most
 
-    def start(name):
-        return subprocess.Popen(
-            [*command, "--ckpt_path", args.out.absolute() / name], cwd=ROOT, stdout=subprocess.DEVNULL
-        )
+    def train(name):
+        return start([*command, "--ckpt_path", args.out.absolute() / name])
 
     began = time.perf_counter()
-    if start("whole").wait():
+    if train("whole").wait():
         sys.exit("the uninterrupted run failed")
     total = time.perf_counter() - began
     log = [json.loads(line) for line in (args.out / "whole" / "log.jsonl").read_text().splitlines()]
@@ -89,7 +92,7 @@ def main():
     folder, kills, writing = args.out / "killed", 0, 0
     while True:
         left_over = in_writing(folder)
-        process = start("killed")
+        process = train("killed")
         if kills < args.kills and kills % 3 == 0:
             while process.poll() is None and not in_writing(folder) - left_over:
                 time.sleep(0.001)

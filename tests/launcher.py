@@ -1,0 +1,149 @@
+"""Scripts in processes of their own that are spared the seconds in which PyTorch and other packages are imported.
+
+A server, one for each process of the tests, has imported the packages that the scripts import, and nothing of the
+project. For every script it makes a fork, which from there on is what `python script` is: arguments, folder,
+environment, files, signals, output and exit status are its own. What imports are for is tested by real interpreters.
+"""
+
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+
+PACKAGES = "torch.utils.data torch.distributed torch.nn.parallel torchaudio.functional torchvision.models.resnet "
+PACKAGES += (
+    "torchvision.transforms.v2 librosa.core.audio librosa.util.utils soundfile soxr cv2 imageio_ffmpeg PIL.Image "
+)
+PACKAGES += "pebble tqdm scipy.signal sklearn.linear_model sklearn.metrics sklearn.pipeline matplotlib.figure"
+HERE = sys.platform == "linux"  # elsewhere scripts are started as usual
+
+
+@functools.cache
+def server():
+    """Start this process's server, which ends with it -> (the name of the socket where it listens, the server)."""
+    name = f"dgl-tests-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(f"\0{name}")
+        listener.listen()
+        command = [sys.executable, __file__, "serve", str(listener.fileno())]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        return name, subprocess.Popen(command, start_new_session=True, pass_fds=[listener.fileno()], **pipes)
+
+
+def interpreter():
+    """The command that stands for the interpreter in a shell script."""
+    return [sys.executable, *(["-SE", __file__, "ask", server()[0]] if HERE else [])]
+
+
+def start(command, folder, environment, output, errors, new_session=False):
+    """Start `python command` with its output into these files -> the process, of Popen's kind."""
+    if HERE:
+        return Fork(server()[0], command, folder, environment, (output, errors), new_session)
+    files = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": errors}
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env=environment, start_new_session=new_session, **files
+    )
+
+
+class Fork:
+    """A script that runs, with a part of what subprocess.Popen has; it ends with who has started it."""
+
+    def __init__(self, name, command, folder, environment, files, new_session=False):
+        self.connection, self.returncode = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), None
+        self.connection.connect(f"\0{name}")
+        request = json.dumps([list(command), str(folder), dict(environment), new_session])
+        socket.send_fds(
+            self.connection, [request.encode()], [file if file in (0, 1, 2) else file.fileno() for file in files]
+        )
+        self.pid = int(self.connection.recv(32))
+
+    def wait(self):
+        if self.returncode is None:
+            self.returncode = int(self.connection.recv(32))
+            self.connection.close()
+        return self.returncode
+
+    def poll(self):
+        if self.returncode is None and select.select([self.connection], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
+def ask(name, command):
+    """Run `python command` in a fork, with the files of this process -> end as it ends."""
+    command = command[1:] if command[0] == "-u" else command
+    status = Fork(name, command, os.getcwd(), os.environ, (0, 1, 2)).wait()
+    if status < 0:
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+def serve(listener):
+    """Fork for whoever asks, until the process of the tests has ended. It returns in the forks, each with a script."""
+    while True:
+        if 0 in select.select([listener, 0], [], [])[0]:
+            sys.exit()
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            return keep(connection)
+        connection.close()
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def keep(connection):
+    """Fork once more; tell the script's process and its exit status. It returns in the script's process."""
+    message, files, *_ = socket.recv_fds(connection, 2**20, 3)
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        return become(*json.loads(message), files)
+    connection.send(str(pid).encode())
+    if connection in select.select([os.pidfd_open(pid), connection], [], [])[0]:  # who has asked is no more
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with suppress(OSError):
+        connection.send(str(status).encode())
+    os._exit(0)
+
+
+def become(command, folder, environment, new_session, files):
+    """Make this process the one that was asked for."""
+    if new_session:
+        os.setsid()
+    files = files if len(files) == 3 else [os.open(os.devnull, os.O_RDONLY), *files]
+    for number, descriptor in enumerate(files):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv[:] = command
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "ask":
+        ask(sys.argv[2], sys.argv[3:])
+    for package in PACKAGES.split():
+        importlib.import_module(package)
+    gc.freeze()
+    serve(socket.socket(fileno=int(sys.argv[2])))
+    if sys.argv[0] == "-m":
+        sys.path[0] = os.getcwd()
+        del sys.argv[0]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
+        runpy.run_path(sys.argv[0], run_name="__main__")
