@@ -21,8 +21,8 @@ reference=${reference:-}                               # what others are compare
 out=${out:-ckpt/compare/$dataset}
 
 if [ "$dataset" = demo ]; then
-  bash data/demo/make_demo.sh
-  root=train_test_data/demo/CREMA-D
+  bash data/demo/make_demo.sh hard
+  root=train_test_data/demo-hard/CREMA-D
   flags=(--dataset CREMAD --audio_path "$root/AudioWAV" --visual_path "$root" --split_path "$root"
     --image_size 64 --batch_size 8 --epochs 5 --learning_rate 0.002 --lr_decay_step '[4]')
 else

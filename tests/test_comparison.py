@@ -143,6 +143,8 @@ def test_interrupted_and_run_again_it_ends_with_the_same_table(few, forking, tmp
     for out in (interrupted, whole):
         output, _ = start(out).communicate()
         assert "| visual alone | - | 1 | best | " in output
+        clips = len((out / "visual-seed0" / "predictions.csv").read_text().splitlines()) - 1
+        assert clips == json.loads((out / "visual-seed0" / "best.json").read_text())["clips"]
     for name in ("comparison.md", "comparison.csv"):
         assert (interrupted / name).read_bytes() == (whole / name).read_bytes()
 

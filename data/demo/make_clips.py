@@ -1,14 +1,16 @@
 """Make a small corpus in CREMA-D's raw form: drawn faces and synthetic voices in six emotions.
 
-    python data/demo/make_clips.py [--root train_test_data/demo/CREMA-D] [--clips_per_class 40] [--seed 0]
+    python data/demo/make_clips.py [--root DIR] [--clips_per_class 40] [--seed 0] [--grade hard]
 
 Writes <root>/VideoFlash/<id>.flv (480 x 360, 29.97 fps) and <root>/AudioWAV/<id>.wav (16 kHz, 16 bit). Every clip has
 its own face, pitch, length and noise. The voices tell more than the faces, so that the two modalities are out of
-balance as in the real data.
+balance as in the real data. The grade `easy` is the demo's, `hard` is for comparisons: its voices and faces differ less
+between emotions, under more noise, so that there is something left to gain.
 """
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -18,13 +20,29 @@ import soundfile
 from scipy.signal import lfilter
 
 from data.extraction import print_summary, quieten_decoders
-from utils.errors import InputError, run
-from utils.options import at_least, dataset_parser
+from utils.errors import InputError, OneLineParser, run
+from utils.options import at_least
 from utils.pool import process_clips
 
 RATE, FPS = 16000, 30000 / 1001
 WIDTH, HEIGHT = 480, 360
 FLV = 2  # codec tag of Sorenson H.263 in FLV
+
+
+class Grade(NamedTuple):
+    """How hard clips are: what of an emotion's voice and face is left, 0 to 1, and factors of noise and grain."""
+
+    root: str
+    voice: float = 1.0
+    face: float = 1.0
+    noise: float = 1.0
+    grain: float = 1.0
+
+
+GRADES = {
+    "easy": Grade("train_test_data/demo/CREMA-D"),
+    "hard": Grade("train_test_data/demo-hard/CREMA-D", voice=0.7, face=0.6, noise=2.0, grain=1.5),
+}
 
 # Voice: pitch factor, pitch slope over the clip and swing per syllable (octaves), tremor depth and creak, syllables
 # per second, spectral tilt (0 dark to 1 bright), breath.
@@ -59,9 +77,10 @@ FLUSH = {
 }
 
 
-def make_voice(emotion, seconds, rng):
+def make_voice(emotion, seconds, rng, grade=GRADES["easy"]):
     """A voice of `seconds` -> samples (n,) at 16 kHz in [-1, 1], and its loudness per sample (n,), 0 to 1."""
-    voice = VOICES[emotion]
+    neutral = VOICES["NEU"]
+    voice = {name: value + (1 - grade.voice) * (neutral[name] - value) for name, value in VOICES[emotion].items()}
     t = np.arange(int(seconds * RATE)) / RATE
     syllable = 2 * np.pi * voice["syllables"] * rng.uniform(0.85, 1.15) * t + rng.uniform(0, 2 * np.pi)
     octaves = voice["slope"] * (t / seconds - 0.5) + voice["swing"] * np.sin(syllable)
@@ -77,11 +96,11 @@ def make_voice(emotion, seconds, rng):
         radius = np.exp(-np.pi * bandwidth / RATE)
         poles = [1, -2 * radius * np.cos(2 * np.pi * formant / RATE), radius**2]
         source = source + 0.5 * lfilter([1 - radius], poles, source)
-    loudness = (0.5 - 0.5 * np.cos(syllable)) ** (0.5 if emotion == "ANG" else 1.0)
+    loudness = (0.5 - 0.5 * np.cos(syllable)) ** (1 - 0.5 * grade.voice * (emotion == "ANG"))
     loudness *= np.minimum(1, np.minimum(t, t[::-1]) / 0.05)
     samples = source * loudness
     samples = samples / np.abs(samples).max() * rng.uniform(0.3, 0.9)
-    noise = 10 ** rng.uniform(-2.5, -1.4)
+    noise = grade.noise * 10 ** rng.uniform(-2.5, -1.4)
     return np.clip(samples + noise * rng.normal(size=len(t)), -1, 1), loudness
 
 
@@ -115,9 +134,9 @@ def draw_face(canvas, look, person, mouth, sway):
     cv2.fillPoly(canvas, [np.array(outline, np.int32)], (50, 40, 130), cv2.LINE_AA)
 
 
-def make_video(path, emotion, seconds, loudness, rng):
+def make_video(path, emotion, seconds, loudness, rng, grade):
     """Write the clip's FLV: a face that grows into its expression while its mouth follows the loudness (n,)."""
-    strength = rng.uniform(0.6, 1.2)
+    strength = grade.face * rng.uniform(0.6, 1.2)
     jitter = {name: rng.normal(scale=0.15) for name in FACES["NEU"]}
     skin = np.array([170, 195, 235]) * rng.uniform(0.5, 1.0) + strength * np.array(FLUSH[emotion])
     person = {
@@ -129,7 +148,11 @@ def make_video(path, emotion, seconds, loudness, rng):
         "iris": tuple(int(c) for c in rng.integers(20, 140, 3)),
     }
     backdrop = np.full((HEIGHT, WIDTH, 3), rng.uniform(90, 210) + rng.uniform(-20, 20, 3), np.uint8)
-    noise = rng.normal(scale=rng.uniform(4, 20), size=(2 * HEIGHT, 2 * WIDTH, 3)).astype(np.int8)
+    noise = (
+        rng.normal(scale=grade.grain * rng.uniform(4, 20), size=(2 * HEIGHT, 2 * WIDTH, 3))
+        .clip(-127, 127)
+        .astype(np.int8)
+    )
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, FLV, FPS, (WIDTH, HEIGHT))
     count = int(seconds * FPS)
     for number in range(count):
@@ -148,27 +171,31 @@ def make_video(path, emotion, seconds, loudness, rng):
     writer.release()
 
 
-def make_clip(root, clip_id, seed):
-    """Write one clip's sound and video, whole or not at all, as a function of its seed. Returns what was done."""
+def make_clip(root, clip_id, grade, seed):
+    """Write one clip's sound and video, whole or not at all, as a function of grade and seed. Returns what was done."""
     wav, flv = root / "AudioWAV" / f"{clip_id}.wav", root / "VideoFlash" / f"{clip_id}.flv"
     if wav.exists() and flv.exists():
         return "already there"
     rng = np.random.default_rng(seed)
     emotion, seconds = clip_id.split("_")[2], rng.uniform(1.3, 2.4)
-    samples, loudness = make_voice(emotion, seconds, rng)
+    samples, loudness = make_voice(emotion, seconds, rng, grade)
     partial_wav, partial_flv = wav.with_suffix(".partial.wav"), flv.with_suffix(".partial.flv")
     soundfile.write(partial_wav, samples, RATE, subtype="PCM_16")
-    make_video(partial_flv, emotion, seconds, loudness, rng)
+    make_video(partial_flv, emotion, seconds, loudness, rng, grade)
     partial_wav.replace(wav)
     partial_flv.replace(flv)
     return "done"
 
 
 def main():
-    parser = dataset_parser("Make the demo's clips.", "train_test_data/demo/CREMA-D")
+    parser = OneLineParser(description="Make the demo's clips.")
+    roots = ", ".join(f"{grade.root} for {name}" for name, grade in GRADES.items())
+    parser.add_argument("--root", type=Path, metavar="DIR", help=f"folder of the dataset (default: {roots})")
     parser.add_argument("--clips_per_class", type=at_least(2), default=40, metavar="N", help="(default: 40)")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
+    parser.add_argument("--grade", choices=GRADES, default="easy", help="how hard to tell (default: easy)")
     args = parser.parse_args()
+    args.root = args.root or Path(GRADES[args.grade].root)
 
     for name in ("AudioWAV", "VideoFlash"):
         try:
@@ -179,7 +206,7 @@ def main():
     for label, emotion in enumerate(VOICES):
         for k in range(args.clips_per_class):
             clip_id = f"{1001 + k % 10}_D{k // 10:02d}_{emotion}_XX"
-            jobs[clip_id] = (args.root, clip_id, (args.seed, label, k))
+            jobs[clip_id] = (args.root, clip_id, GRADES[args.grade], (args.seed, label, k))
     print_summary(*process_clips(make_clip, jobs, start=quieten_decoders))
 
 

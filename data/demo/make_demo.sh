@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # The demo's corpus, from nothing to frames and lists: 240 clips under train_test_data/demo/CREMA-D, half a minute.
+# `make_demo.sh hard` makes those for comparisons, which are harder to tell, under train_test_data/demo-hard/CREMA-D.
 # What is there already is kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source utils/environment.sh
 ensure_packages
+grade=${1:-easy}
 root=train_test_data/demo/CREMA-D
+[ "$grade" = easy ] || root=train_test_data/demo-$grade/CREMA-D
 
 echo "== make clips in CREMA-D's raw form"
-"$PYTHON" data/demo/make_clips.py --root "$root"
+"$PYTHON" data/demo/make_clips.py --grade "$grade" --root "$root"
 echo "== extract frames"
 "$PYTHON" data/CREMAD/video_preprocessing.py --root "$root"
 echo "== split"
