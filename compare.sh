@@ -46,16 +46,16 @@ compare() { # name of the run, flags of its method
     echo "== $run"
     mkdir -p "$run"
     echo "$command" >"$run/command"
-    "$PYTHON" main_dgl.py --train --resume "${flags[@]}" "$@" --ckpt_path "$run"
+    run "$PYTHON" main_dgl.py --train "${flags[@]}" "$@" --ckpt_path "$run"
   fi
   if [ ! -e "$run/best.json" ] || [ ! -e "$run/predictions.csv" ]; then
-    "$PYTHON" valid.py --ckpt_path "$run/best.pth" --linear_probe --json "$run/best.json" \
-      --predictions "$run/predictions.csv" | grep 'linear probe'
+    run "$PYTHON" valid.py --ckpt_path "$run/best.pth" --linear_probe --json "$run/best.json" \
+      --predictions "$run/predictions.csv" >/dev/null
   fi
   if [ ! -e "$run/last.json" ] && "$PYTHON" - "$run/result.json" <<<"$best_is_last"; then
     cp "$run/best.json" "$run/last.json"
   elif [ ! -e "$run/last.json" ]; then
-    "$PYTHON" valid.py --ckpt_path "$run/last.pth" --linear_probe --json "$run/last.json" | grep 'linear probe'
+    run "$PYTHON" valid.py --ckpt_path "$run/last.pth" --linear_probe --json "$run/last.json" >/dev/null
   fi
 }
 

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=dgl
+#SBATCH --time=08:00:00
+#SBATCH --gpus=1
+#SBATCH --cpus-per-task=8
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@300
+# A job for Slurm, sent from the project's folder: sbatch docs/slurm.sh [flags of main_dgl.py]
+# Five minutes before its time is over it gets SIGUSR1: training is saved, and the job queued again, where the same
+# command goes on. Edit the script that it runs, or give settings before sbatch: alpha=5 sbatch docs/slurm.sh
+set -uo pipefail
+cd "${SLURM_SUBMIT_DIR:-.}"
+source utils/environment.sh
+run bash "${script:-cramed_dgl.sh}" "$@"
+status=$?
+if [ "$status" -eq 138 ]; then # 128 + SIGUSR1
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
