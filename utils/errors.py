@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 
-KILLED = r"DataLoader worker \(pid.*?\) (?:is killed by signal: (\w[\w ]*)|exited unexpectedly)"  # what PyTorch says
+KILLED = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"  # what PyTorch says
 
 
 class InputError(Exception):
@@ -56,8 +56,15 @@ def nobody_reads():
     return bool(gone)
 
 
+def reader_killed(fault):
+    """Whether an exception is what PyTorch says when a data loader's worker has died."""
+    return isinstance(fault, RuntimeError) and bool(re.match(KILLED, str(fault)))
+
+
 def run(main):
     """Return main(); turn an InputError, also one raised in a data loader's worker, into one line and exit status 2."""
+    hook = sys.unraisablehook  # what is raised while PyTorch clears up after a killed reader is told once, below
+    sys.unraisablehook = lambda fault: None if reader_killed(fault.exc_value) else hook(fault)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be of another encoding
     try:
@@ -76,10 +83,10 @@ def run(main):
     except Exception as fault:
         if isinstance(fault, BrokenPipeError) and nobody_reads():
             sys.exit(128 + signal.SIGPIPE)
-        if isinstance(fault, RuntimeError) and (killed := re.match(KILLED, str(fault))):
+        if reader_killed(fault):
             print(
-                f"error: a reader process was ended from outside ({killed[1]}), for want of memory it may be; the same "
-                "command goes on, with fewer --num_workers or a smaller --batch_size",
+                "error: a reader process was killed from outside, for want of memory it may be; the same command goes "
+                "on: give it fewer --num_workers, or a smaller --batch_size",
                 file=sys.stderr,
             )
             sys.exit(2)
@@ -88,3 +95,5 @@ def run(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        sys.unraisablehook = hook
