@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,13 @@ from utils.errors import run
 from utils.results.settings import training_parser
 
 ROOT = Path(__file__).resolve().parents[1]
+
+for number in (
+    signal.SIGINT,
+    signal.SIGHUP,
+):  # ignored where the tests run in the background: runs would ignore them too
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def run_script(script, *arguments, check=True, folder=ROOT):

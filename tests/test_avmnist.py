@@ -222,7 +222,7 @@ def test_bad_raw_files_are_one_line_that_names_them(root, capsys, damage):
     assert tree(root) == before
 
 
-def test_from_raw_files_to_a_validated_checkpoint(root):
+def test_from_raw_files_to_a_validated_checkpoint(forking, root):
     run_here(make_pairs, "--root", root, "--split_path", root.parent)
     args = settings("AVMNIST", root / "recordings", root, root.parent)
     dataset = build_dataset(args, "test")
@@ -240,6 +240,6 @@ def test_from_raw_files_to_a_validated_checkpoint(root):
         shown = frames[:, 0].numpy() * std + mean
         assert frames.shape == (3, 1, 32, 32) and abs(shown - shown[0]).max() < 1e-5  # grey
         assert abs(cv2.resize(picture, (32, 32)) / 255 - shown[0]).max() < 0.02
-    output, used = train_and_validate("avmnist_dgl.sh", args, root.parent)
+    output, used = train_and_validate(forking, "avmnist_dgl.sh", args, root.parent)
     assert "AVMNIST train: 30 clips" in output and used["val_ratio"] == 0.1
     assert torch.load(root.parent / "run" / "best.pth", weights_only=True)["settings"]["dataset"] == "AVMNIST"

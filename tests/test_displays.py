@@ -101,8 +101,14 @@ def random_row(epoch, rate, lacks=None):
 @pytest.mark.parametrize(("epochs", "lacks"), [(100, None), (5, "visual"), (1, None)])
 def test_curves(tmp_path, epochs, lacks):
     log = [random_row(epoch, 0.1 ** (1 + (epoch >= 3) + (epoch >= 70)), lacks) for epoch in range(epochs)]
-    figure = curves_figure(log)
+    figure = curves_figure(log, "dgl-alpha4-seed0: DGL, alpha 4, seed 0")
     assert_whole(figure)
+    assert figure.get_suptitle().startswith("dgl-alpha4-seed0") and "can lie above" in figure.get_supxlabel()
+    low, high = figure.axes[1].get_ylim()
+    assert -0.1 < low <= 0 and 1 <= high < 1.1 and figure.axes[0].get_xlim()[0] > -1
+    best = max(range(epochs), key=lambda epoch: log[epoch]["fused"])
+    (mark,) = [line for line in figure.axes[1].lines if line.get_marker() == "*"]
+    assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([best], [log[best]["fused"]])
     losses, accuracies = figure.axes
     for axes, names in (
         (losses, ("loss", "loss_a", "loss_v")),

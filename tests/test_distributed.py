@@ -72,15 +72,15 @@ def test_several_gpus_in_one_process_are_refused_with_the_command(capsys, tmp_pa
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        (["--batch_size", 6], "a run is there"),
-        (["--batch_size", 8], "a batch of one clip"),
-        (["--split_path", "nowhere"], "no such list"),
+        (["--batch_size", 6, "--ckpt_path", "two/concat-dgl"], "the run in"),
+        (["--batch_size", 8, "--ckpt_path", "none"], "a batch of one clip"),
+        (["--split_path", "nowhere", "--ckpt_path", "none"], "no such list"),
     ],
 )
 def test_what_the_first_process_refuses_is_said_once(runs, flag, message):
     """Both processes find it; one says so, and neither waits for the other."""
-    flags = [*data_flags(runs / "corpus"), *SMALL, *flag]
-    done = torchrun("main_dgl.py", "--train", "--device", "cpu", *flags, "--ckpt_path", runs / "two" / "concat-dgl")
+    flags = [*data_flags(runs / "corpus"), *SMALL, *flag[:-1], runs / flag[-1]]
+    done = torchrun("main_dgl.py", "--train", "--device", "cpu", *flags)
     assert done.returncode == 1 and 'main_dgl.py", line' not in done.stderr  # torchrun adds a traceback of its own
     assert [message in line for line in done.stderr.splitlines() if line.startswith("error: ")] == [True]
 

@@ -50,7 +50,7 @@ def test_lower_bounds_are_below_the_pins():
 
 
 def test_the_scripts_look_for_all_that_is_not_brought_by_another():
-    named = set(re.search(r'packages="(.*)"', (ROOT / "utils" / "environment.sh").read_text())[1].split())
+    named = set(re.search(r'modules="(.*)"', (ROOT / "utils" / "environment.sh").read_text())[1].split())
     assert named == imported() - {"torch", "numpy", "PIL", "scipy"}  # torchvision and librosa bring these
 
 

@@ -77,5 +77,5 @@ def test_reasons_are_sentences_also_in_the_list_of_what_was_skipped(tmp_path, ki
         load_waveform(path, RATE)
     decoder = Decoder(AudioSettings(rate=RATE, seconds=1, n_fft=512, hop=256), num_frame=1, size=32, training=False)
     with pytest.raises(ClipError, match=re.escape(words)) as error:
-        decode(decoder, Clip("x", str(path), str(tmp_path), ("0.jpg",), 0), "", tmp_path, 0)
+        decode(decoder, Clip("x", str(path), str(tmp_path), ("0.jpg",), 0), "", str(tmp_path / "kept"), 0)
     assert "git lfs pull" in str(error.value) or kind != "pointer"

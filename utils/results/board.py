@@ -41,6 +41,10 @@ class Board:
         except OSError as error:
             raise InputError(f"{folder}: {error.strerror}; choose another --tensorboard_path") from None
         self.settings = settings
+        charts = {
+            tag: ["Multiline", [f"{tag}/{b}" for b in BRANCHES]] for tag in ("accuracy", "training_accuracy", "loss")
+        }
+        self.epochs.add_custom_scalars({"fused, audio and visual": charts})
         rows = "".join(f"| {name} | {value} |\n" for name, value in settings.items())
         self.epochs.add_text("settings", f"| flag | value |\n|---|---|\n{rows}")
         for row in log:

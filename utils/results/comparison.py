@@ -38,6 +38,7 @@ VARIED = {"method", "modality", "random_seed", *(FREE_SETTINGS - {"epochs"}), *(
 
 REFERENCE = "joint_uni"  # ordinary training that has unimodal losses too: what is left is what the rule does
 FIELDS = ("difference", *Difference._fields[1:])  # of a Difference, as columns of comparison.csv call them
+BANDS = 5  # up to so many methods curves have bands, more could not be told apart
 CLEAR = "*"  # marks a difference whose interval leaves out 0
 
 OF_A_SEED = {"random_seed", "gblend_weights"}  # in which runs of one method differ: G-Blending measures its weights
@@ -239,10 +240,12 @@ def new_figure():
     return figure, dict(zip(BRANCHES, panels, strict=True))
 
 
-def draw(axes, x, values, **style):
-    """A line of means and a band of one standard deviation; values[k] are the seeds' accuracies at x[k]."""
+def draw(axes, x, values, band=True, **style):
+    """A line of means, and a band of one standard deviation; values[k] are the seeds' accuracies at x[k]."""
     means, deviations = zip(*(mean_and_deviation(seeds) for seeds in values), strict=True)
     (line,) = axes.plot(x, means, marker="o", markersize=3, **style)
+    if not band:
+        return
     low, high = (
         [mean + sign * (deviation or 0) for mean, deviation in zip(means, deviations, strict=True)] for sign in (-1, 1)
     )
@@ -268,9 +271,11 @@ def plot_curves(runs, path):
         for branch, axes in panels.items():
             values = [[entry["log"][epoch][branch] for entry in entries] for epoch in epochs]
             if None not in values[0]:
-                draw(axes, epochs, values, label=label(*key), color=f"C{number}")
+                draw(axes, epochs, values, len(runs) <= BANDS, label=label(*key), color=f"C{number}")
     for axes in panels.values():
         axes.set_xlabel("epoch")
+        axes.set_xlim(left=-0.3)
+        axes.set_ylim(-0.02, 1.02)
         axes.xaxis.get_major_locator().set_params(integer=True)
     save_with_legend(figure, panels, path)
 

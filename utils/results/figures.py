@@ -12,12 +12,13 @@ NAMED = 50  # up to so many classes every one is named on the axes, of more an e
 NAME_LENGTH = 24
 
 
-def confusion_figures(predictions, classes):
+def confusion_figures(predictions, classes, title=""):
     """The confusion matrices of the branches that a model has, side by side, with the accuracy of each.
 
     Args:
         predictions: {"label": (M,), and per branch probabilities (M, C)}, as `evaluate` returns them.
         classes: the names of all C classes.
+        title: which run it is.
 
     Returns:
         matplotlib Figure.
@@ -27,7 +28,9 @@ def confusion_figures(predictions, classes):
         if branch in predictions:
             predicted = np.asarray(predictions[branch]).argmax(axis=1)
             panels[f"{branch}, accuracy {(predicted == label).mean():.4f}"] = label, predicted
-    return draw_panels(panels, classes)
+    figure = draw_panels(panels, classes)
+    figure.suptitle(title)
+    return figure
 
 
 def draw_panels(panels, classes):
@@ -59,11 +62,18 @@ def draw_panels(panels, classes):
     return figure
 
 
-def curves_figure(log):
-    """Losses and accuracies per epoch, with a line wherever the learning rate drops.
+WHY_ABOVE = (
+    "Training accuracies are of augmented clips, and of all steps of an epoch; those of whole test clips at its end "
+    "can lie above."
+)
+
+
+def curves_figure(log, title=""):
+    """Losses and accuracies per epoch, with a line wherever the learning rate drops and a mark at the best epoch.
 
     Args:
         log: rows of log.jsonl; None is drawn as nothing.
+        title: which run it is.
 
     Returns:
         matplotlib Figure.
@@ -84,6 +94,10 @@ def curves_figure(log):
                 axes.plot(epochs, y, style, color=f"C{number}", label=label, marker=marker, markersize=3)
     losses.set_ylabel("training loss (cross-entropy)")
     accuracies.set_ylabel("accuracy")
+    accuracies.set_ylim(-0.02, 1.02)
+    best = max(log, key=lambda row: row["fused"])
+    mark = f"best epoch, {best['epoch']}"
+    accuracies.plot(best["epoch"], best["fused"], "*", color="black", markersize=11, label=mark, zorder=3)
     rates = [row["learning_rate"] for row in log]
     for axes in (losses, accuracies):
         drops = [epoch for epoch, before, rate in zip(epochs[1:], rates, rates[1:], strict=False) if rate != before]
@@ -96,6 +110,8 @@ def curves_figure(log):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4 if axes is losses else 3, frameon=False)
+    figure.suptitle(title)
+    figure.supxlabel(WHY_ABOVE, fontsize=8, color="grey")
     return figure
 
 

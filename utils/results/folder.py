@@ -30,7 +30,7 @@ def folder_of(args):
     Where a run with other settings is there, the name goes on with what differs: `-learning_rate0.01`.
     """
     folder, ours = os.path.join("ckpt", args.dataset.lower(), run_name(vars(args))), with_places(vars(args))
-    while (held := held_by(folder)) and (others := differing(ours, with_places(held))):
+    while (held := held_by(folder)) and (others := differing(ours, with_places(as_typed(held, ours)))):
         folder += "".join(f"-{name}{shown(value)}" for name, value, _ in others)
     return folder
 
@@ -38,6 +38,12 @@ def folder_of(args):
 def with_places(settings):
     """Settings with where their data are among those that tell runs apart, spelled in one way."""
     return settings | {name.removesuffix("_path"): os.path.realpath(settings[name] or "") for name in PLACES}
+
+
+def as_typed(held, ours):
+    """A run's settings less what it has measured itself, as ours have not yet: G-Blending's weights."""
+    measured = "gblend_weights"
+    return held | {measured: None} if measured in ours and ours[measured] is None else held
 
 
 def shown(value):
@@ -141,7 +147,7 @@ def recorded(args):
     if not os.path.exists(last):
         write_json(record, {"settings": vars(args)})
     elif not args.overwrite:
-        for name, ours, theirs in differing(vars(args), held_by(args.ckpt_path)):
+        for name, ours, theirs in differing(vars(args), as_typed(held_by(args.ckpt_path), vars(args))):
             raise InputError(
                 f"--{name} {ours}: the run in {args.ckpt_path} has {theirs}; give the same again, leave out "
                 "--ckpt_path for a folder of its own, or begin anew with --overwrite"

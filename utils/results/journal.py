@@ -111,9 +111,11 @@ class Journal:
             return
         from utils.results.figures import confusion_figures, curves_figure, save_figure
 
-        confusion = confusion_figures(predictions, classes)
+        name = os.path.basename(os.path.abspath(self.args.ckpt_path))
+        title = f"{name}: {label(*describe(vars(self.args)))}, seed {self.args.random_seed}"
+        confusion = confusion_figures(predictions, classes, title)
         save_figure(confusion, self.path("confusion.png"))
-        save_figure(curves_figure(self.run.log), self.path("curves.png"))
+        save_figure(curves_figure(self.run.log, title), self.path("curves.png"))
         rows = {name: result[name] for name in ("best", "last")}
         for name, row in rows.items():
             print(f"test accuracy, {name} epoch {row['epoch']}:  {show(row, BRANCHES)}")

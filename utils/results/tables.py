@@ -54,13 +54,14 @@ def detail(figures):
 
 
 def comparison(results):
-    """The table of several checkpoints: a row each, the METRICS of the three branches side by side."""
+    """The table of several checkpoints: a row each, which names its rule, METRICS of the branches side by side."""
     metrics = {name: metric for name, metric in METRICS.items() if metric(results[0])}
-    width = max(len(figures["checkpoint"]) for figures in results)
+    names = [f"{figures['checkpoint']}  {figures['run']}" for figures in results]
+    width = max(map(len, names))
     lines = [" " * width + "".join(f"{name:>24}" for name in metrics)]
     lines += [" " * width + "".join(f"{branch:>8}" for branch in BRANCHES) * len(metrics)]
-    for figures in results:
-        lines += [f"{figures['checkpoint']:{width}}" + "".join(cells(metric(figures)) for metric in metrics.values())]
+    for name, figures in zip(names, results, strict=True):
+        lines += [f"{name:{width}}" + "".join(cells(metric(figures)) for metric in metrics.values())]
     return "\n".join(lines)
 
 
