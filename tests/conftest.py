@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 for number in (
     signal.SIGINT,
     signal.SIGHUP,
-):  # ignored where the tests run in the background: runs would ignore them too
+):  # ignored in the background, where tests may run
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
