@@ -164,6 +164,7 @@ def test_blending_weights_are_measured_in_three_runs(flags, tmp_path, capsys):
     run_here(main_dgl, *flags, "--val_ratio", 0.3, *command)
     settings = json.loads((tmp_path / "blend" / "result.json").read_text())["settings"]
     assert settings["gblend_weights"] == gblend.blended(found)
+    command += ["--ckpt_path", tmp_path / "other"]
     error = refused(capsys, *held_out, "--random_seed", 1, *command)
     assert "--random_seed was 0" in error
     twice = ["--gblend_runs", ",".join(folders[:2] * 2)]

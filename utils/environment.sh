@@ -41,14 +41,12 @@ sys.exit(any(importlib.util.find_spec(name) is None for name in '$modules'.split
 # Runs a command to its end. What a terminal or a cluster ends a job with reaches it, so that training is saved.
 run() {
   local child status received=
-  set -m # in a process group of its own, since Ctrl-C would not reach it otherwise
-  "$@" </dev/null &
+  "$@" </dev/null & # it ignores Ctrl-C then, which reaches it as SIGTERM
   child=$!
-  set +m
   trap 'received=143; kill -TERM "$child" 2>/dev/null || true' TERM
   trap 'received=129; kill -TERM "$child" 2>/dev/null || true' HUP
   trap 'received=138; kill -TERM "$child" 2>/dev/null || true' USR1
-  trap 'received=130; kill -INT "$child" 2>/dev/null || true' INT
+  trap 'received=130; kill -TERM "$child" 2>/dev/null || true' INT
   while :; do
     status=0
     wait "$child" || status=$?
