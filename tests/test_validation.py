@@ -117,8 +117,9 @@ def test_several_checkpoints_in_one_table(trained, tmp_path, capsys):
         single.append(json.loads((tmp_path / "single.json").read_text()))
     output = output_of(capsys, "--ckpt_path", *paths, "--json", tmp_path / "several.json")
     assert json.loads((tmp_path / "several.json").read_text()) == single
-    for path, figures in zip(paths, single, strict=True):
-        row = re.search(rf"^{path}((?: +\S+){{9}})$", output, re.MULTILINE)[1].split()
+    for path, rule, figures in zip(paths, ("DGL, alpha 4, seed 0", "audio alone, seed 0"), single, strict=True):
+        assert figures["run"] == rule
+        row = re.search(rf"^{path}  {rule}((?: +\S+){{9}})$", output, re.MULTILINE)[1].split()
         values = [v[b] for v in (figures, figures["macro_f1"], figures["mean_average_precision"]) for b in BRANCHES]
         assert row == ["-" if value is None else f"{value:.4f}" for value in values]
 
