@@ -3,7 +3,8 @@
 # Everything but the training rule is the same: data, encoders, initial weights, schedule, evaluation.
 # Hardware:  as the dataset's own script.
 # Time:      the demo's 15 runs: 42 minutes on 2 CPU cores that had other work beside it. Others: not measured.
-# Writes:    $out/comparison.md, .csv, .png, curves.png and, with several alphas, alpha.png; a folder per run beside them.
+# Writes:    $out/comparison.md, .csv, .png, curves.png and, with several alphas, alpha.png; a folder per run beside
+#            them.
 # Finished runs are not repeated, others go on where they stopped: interrupt it, or add a seed, and start it again.
 # Flags given here go to every training run; method, alpha and seed are those of the lists:
 #   bash compare.sh                                             # the demo

@@ -135,7 +135,7 @@ def train(args, device):
     model, method = initial_model(args, device)
     loaders, data = load_clips(args, device, ("train", chosen_on, "test", *method.splits))
     this = Run(args, device, model, method, loaders)
-    with this.opened(settings.as_of_today), folder.begun(args, data), Journal(this) as this.journal:
+    with this.opened(settings.as_of_today), Journal(this, data) as this.journal:
         with this.saved_when_interrupted():
             while this.progress["epoch"] < args.epochs:
                 row = {"epoch": this.progress["epoch"], "learning_rate": this.schedule.get_last_lr()[0]}

@@ -14,11 +14,9 @@ import os
 from functools import partial
 
 from dataset import DATASETS
-from methods import describe as describe_method
 from utils import options
 from utils.errors import InputError, run
-from utils.results import settings
-from utils.results.settings import find_checkpoints, validation_parser
+from utils.results.settings import find_checkpoints, in_words, validation_parser
 
 
 def parse_flags():
@@ -82,7 +80,7 @@ def validate(paths, typed):
         probe = None
         if args.linear_probe:
             probe = linear_probe(model, build_loader(args, "train", device, training=False), loader, device)
-        figures = {"checkpoint": path, "run": rule(args), "epoch": args.epoch, "dataset": args.dataset}
+        figures = {"checkpoint": path, "run": in_words(vars(args)), "epoch": args.epoch, "dataset": args.dataset}
         figures["clips"] = len(dataset)
         results.append({**figures, **measure(predictions, dataset.classes), "linear_probe": probe})
     print(f"\n{detail(results[0]) if len(results) == 1 else comparison(results)}")
@@ -148,11 +146,6 @@ def predict(path, model, loader, device):
     if not all(values.isfinite().all() for values in predictions.values()):
         raise InputError(f"{path}: its model's probabilities are not finite; give a checkpoint of another run")
     return predictions
-
-
-def rule(args):
-    """A checkpoint's training rule, the value that was tuned, and seed, in words."""
-    return f"{settings.label(*describe_method(vars(args)))}, seed {args.random_seed}"
 
 
 def describe(path, args):

@@ -20,6 +20,4 @@ set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh
 ensure_packages
-train_and_validate --dataset VGGSound --modality full --modulation Normal --fusion_method concat --num_frame 3 \
-  --alpha "$alpha" --learning_rate "$learning_rate" --lr_decay_step "$lr_decay_step" --epochs "$epochs" \
-  --batch_size "$batch_size" --random_seed "$seed" --use_tensorboard "$@"
+train_and_validate --dataset VGGSound --num_frame 3 "$@"

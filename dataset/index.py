@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from data.lists import read_split
 from data.wav import mended
 from utils.errors import InputError
 from utils.files import looked_in
@@ -60,6 +61,24 @@ class Index:
             InputError: a folder or list is missing or wrong.
         """
         raise NotImplementedError
+
+
+class SplitLists(Index):
+    """Base of datasets with lists `<split>.csv`, rows `<id>,<class>`, and files that are named by id.
+
+    Sound in <audio_path>/<id>.wav, frames in <visual_path>/Image-<fps, 2 digits>-FPS/<id>/.
+    """
+
+    def remedy(self, args):
+        """What to do where a list is missing, in words."""
+        raise NotImplementedError
+
+    def clips(self, args, split):
+        rows = read_split(os.path.join(args.split_path, f"{split}.csv"), self.classes, remedy=self.remedy(args))
+        frames_path = os.path.join(args.visual_path, f"Image-{args.fps:02d}-FPS")
+        wavs = list_folder(args.audio_path, "--audio_path")
+        list_folder(frames_path, "--visual_path or --fps")
+        return pair_by_id(rows, args.audio_path, wavs, frames_path)
 
 
 def list_folder(path, flag):

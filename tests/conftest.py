@@ -23,10 +23,8 @@ from utils.results.settings import training_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
-for number in (
-    signal.SIGINT,
-    signal.SIGHUP,
-):  # ignored in the background, where tests may run
+# ignored in the background, where tests may run: the runs that they start would ignore them too
+for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
@@ -53,6 +51,12 @@ def run_fork(script, *arguments, folder=ROOT):
         done = subprocess.CompletedProcess(command, status, output.read(), errors.read())
     assert done.returncode == 0, done.stderr
     return done
+
+
+def start_quietly(command):
+    """Start a script in a process of its own that nobody hears -> the process, of Popen's kind."""
+    with open(os.devnull, "w") as nowhere:
+        return launcher.start([*map(str, command)], ROOT, os.environ, nowhere, nowhere)
 
 
 def run_here(script, *arguments):

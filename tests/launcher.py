@@ -43,23 +43,21 @@ def interpreter():
     return [sys.executable, *(["-SE", __file__, "ask", server()[0]] if HERE else [])]
 
 
-def start(command, folder, environment, output, errors, new_session=False):
+def start(command, folder, environment, output, errors):
     """Start `python command` with its output into these files -> the process, of Popen's kind."""
     if HERE:
-        return Fork(server()[0], command, folder, environment, (output, errors), new_session)
+        return Fork(server()[0], command, folder, environment, (output, errors))
     files = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": errors}
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=folder, env=environment, start_new_session=new_session, **files
-    )
+    return subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, **files)
 
 
 class Fork:
     """A script that runs, with a part of what subprocess.Popen has; it ends with who has started it."""
 
-    def __init__(self, name, command, folder, environment, files, new_session=False):
+    def __init__(self, name, command, folder, environment, files):
         self.connection, self.returncode = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), None
         self.connection.connect(f"\0{name}")
-        request = json.dumps([list(command), str(folder), dict(environment), new_session])
+        request = json.dumps([list(command), str(folder), dict(environment)])
         socket.send_fds(
             self.connection, [request.encode()], [file if file in (0, 1, 2) else file.fileno() for file in files]
         )
@@ -119,10 +117,8 @@ def keep(connection):
     os._exit(0)
 
 
-def become(command, folder, environment, new_session, files):
+def become(command, folder, environment, files):
     """Make this process the one that was asked for."""
-    if new_session:
-        os.setsid()
     files = files if len(files) == 3 else [os.open(os.devnull, os.O_RDONLY), *files]
     for number, descriptor in enumerate(files):
         os.dup2(descriptor, number)

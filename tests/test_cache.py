@@ -15,8 +15,7 @@ import torch
 
 from dataset import DATASETS, cache
 from dataset.loader import build_loader
-from tests import launcher
-from tests.conftest import ROOT, SMALL, data_flags
+from tests.conftest import ROOT, SMALL, data_flags, start_quietly
 from tests.test_reader import settings
 
 CPU = torch.device("cpu")
@@ -164,8 +163,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(moved, capsys):
 
 def test_a_killed_run_leaves_nothing_half_written(moved, tmp_path):
     command = ["main_dgl.py", "--train", *data_flags(moved), *SMALL, "--ckpt_path", tmp_path / "run"]
-    with open(os.devnull, "w") as nowhere:
-        process = launcher.start([*map(str, command)], ROOT, os.environ, nowhere, nowhere)
+    process = start_quietly(command)
     while process.poll() is None and not tree(moved):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

@@ -14,8 +14,8 @@ import torch
 
 import main_dgl
 from methods import joint
-from tests import launcher, torture
-from tests.conftest import ROOT, SMALL, data_flags, make_small, run_here
+from tests import torture
+from tests.conftest import ROOT, SMALL, data_flags, make_small, run_here, start_quietly
 from tests.torture import assert_same_run
 from utils.errors import InputError
 from utils.files import exclusive
@@ -133,12 +133,6 @@ def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(whole, corpus
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     first = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert rows[:2] == first
-
-
-def start_quietly(command):
-    """A script in a process of its own that nobody hears."""
-    with open(os.devnull, "w") as nowhere:
-        return launcher.start([*map(str, command)], ROOT, os.environ, nowhere, nowhere)
 
 
 def test_killed_runs_resume_to_the_very_bits(few, tmp_path, capsys, monkeypatch):

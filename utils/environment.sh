@@ -18,11 +18,12 @@ fi
 # The packages of requirements.txt, and of other such files named behind it: those of the Python at hand if it has them,
 # else in .venv, which is made, or brought up to date where a file has changed.
 ensure_packages() {
-  local file modules="torchvision torchaudio librosa soundfile cv2 imageio_ffmpeg pebble tqdm tensorboard sklearn matplotlib"
+  local file stale= modules
+  modules="torchvision torchaudio librosa soundfile cv2 imageio_ffmpeg pebble tqdm tensorboard sklearn matplotlib"
   set -- requirements.txt "$@"
   if [ -e .venv ]; then
-    for file in "$@"; do cmp -s "$file" ".venv/$file" || break; done
-    ! cmp -s "$file" ".venv/$file" || return 0
+    for file in "$@"; do cmp -s "$file" ".venv/$file" || stale=1; done
+    [ "$stale" ] || return 0
   else
     [ $# -eq 1 ] || modules+=" pytest xdist ruff importlinter"
     ! "$PYTHON" -c "
@@ -40,13 +41,12 @@ sys.exit(any(importlib.util.find_spec(name) is None for name in '$modules'.split
 
 # Runs a command to its end. What a terminal or a cluster ends a job with reaches it, so that training is saved.
 run() {
-  local child status received=
+  local child status signal received=
   "$@" </dev/null & # it ignores Ctrl-C then, which reaches it as SIGTERM
   child=$!
-  trap 'received=143; kill -TERM "$child" 2>/dev/null || true' TERM
-  trap 'received=129; kill -TERM "$child" 2>/dev/null || true' HUP
-  trap 'received=138; kill -TERM "$child" 2>/dev/null || true' USR1
-  trap 'received=130; kill -TERM "$child" 2>/dev/null || true' INT
+  for signal in HUP INT USR1 TERM; do
+    trap "received=$((128 + $(kill -l "$signal"))); kill -TERM $child 2>/dev/null || true" "$signal"
+  done
   while :; do
     status=0
     wait "$child" || status=$?
@@ -56,8 +56,12 @@ run() {
   return "${received:-$status}"
 }
 
-# Trains with these flags of main_dgl.py, in `processes` processes, and validates the best epoch.
+# Trains with the settings at the top of a dataset's script and these flags of main_dgl.py, in `processes` processes,
+# and validates the best epoch.
 train_and_validate() {
+  set -- --modality full --modulation Normal --fusion_method concat --alpha "$alpha" --learning_rate "$learning_rate" \
+    --lr_decay_step "$lr_decay_step" --epochs "$epochs" --batch_size "$batch_size" --random_seed "$seed" \
+    --use_tensorboard "$@"
   local launch=("$PYTHON")
   [ "${processes:-1}" -eq 1 ] || launch+=(-m torch.distributed.run --standalone "--nproc_per_node=$processes")
   run "${launch[@]}" main_dgl.py --train "$@"

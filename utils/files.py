@@ -49,6 +49,11 @@ def write_text(path, text):
         file.write(text.encode(errors="surrogateescape"))
 
 
+def holding_others(files):
+    """Those of {path: bytes} that are there and hold something else, in order; OSError if one cannot be read."""
+    return [path for path, content in files.items() if path.exists() and path.read_bytes() != content]
+
+
 def write_json(path, values):
     """Write `values`, dicts and lists of plain values, to `path` as JSON, as `replacing` does."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -26,7 +26,7 @@ import soundfile
 from data.lists import DIGITS
 from data.wav import mended, wav_fault
 from utils.errors import InputError, run
-from utils.files import replacing
+from utils.files import holding_others, replacing
 from utils.options import at_least, dataset_parser, ratio
 
 RECORDINGS, TEST_TAKES = 3000, 5
@@ -142,8 +142,7 @@ def write_missing(files, overwrite):
         InputError: a path holds something else and is not to be overwritten, or cannot be written.
     """
     try:
-        there = {path: path.read_bytes() == content for path, content in files.items() if path.exists()}
-        others = [path for path, same in there.items() if not same]
+        others = holding_others(files)
         if others and not overwrite:
             raise InputError(
                 f"{others[0]}: differs from what these recordings, --seed and --pca give; --overwrite replaces it"

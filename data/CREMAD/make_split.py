@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.extraction import outputs_of
 from data.lists import CREMAD_EMOTIONS
 from utils.errors import InputError, run
-from utils.files import looked_in, write_text
+from utils.files import holding_others, looked_in, write_text
 from utils.options import add_split_path, add_target, at_least, dataset_parser, ratio
 
 
@@ -108,9 +108,9 @@ def main():
         raise InputError(f"{args.split_path}: {error.strerror}; choose another --split_path") from None
     lists = {args.split_path / "train.csv": clips.keys() - test, args.split_path / "test.csv": test}
     texts = {path: "".join(f"{each},{clips[each][1]}\n" for each in sorted(ids)) for path, ids in lists.items()}
-    for path, text in texts.items():
-        if path.exists() and path.read_bytes() != text.encode() and not args.overwrite:
-            raise InputError(f"{path}: another list is there; move it away, or replace it with --overwrite")
+    others = holding_others({path: text.encode() for path, text in texts.items()})
+    if others and not args.overwrite:
+        raise InputError(f"{others[0]}: another list is there; move it away, or replace it with --overwrite")
     for path, text in texts.items():
         write_text(path, text)
         print(f"{path}: {len(lists[path])} clips")

@@ -6,6 +6,7 @@ from matplotlib.ticker import MaxNLocator
 
 from utils.files import replacing
 from utils.training.measurement import BRANCHES
+from utils.training.run import best_of
 
 COUNTED = 12  # up to so many classes every cell holds its number of clips
 NAMED = 50  # up to so many classes every one is named on the axes, of more an even selection
@@ -95,7 +96,7 @@ def curves_figure(log, title=""):
     losses.set_ylabel("training loss (cross-entropy)")
     accuracies.set_ylabel("accuracy")
     accuracies.set_ylim(-0.02, 1.02)
-    best = max(log, key=lambda row: row["fused"])
+    best = best_of(log)
     mark = f"best epoch, {best['epoch']}"
     accuracies.plot(best["epoch"], best["fused"], "*", color="black", markersize=11, label=mark, zorder=3)
     rates = [row["learning_rate"] for row in log]

@@ -174,26 +174,22 @@ def refuse_other_clips(args, data):
         )
 
 
-@contextmanager
-def begun(args, data):
+def begin(args, data):
     """Write run.json as a run begins, or add to it that it goes on; with --overwrite remove the run that was there.
 
     Args:
         data: what `digests` says of the data.
     """
     from utils.results.provenance import provenance
-    from utils.training import distributed
 
-    if distributed.rank() == 0:
-        if args.overwrite:
-            for name in OF_A_RUN:
-                with suppress(FileNotFoundError):
-                    os.remove(os.path.join(args.ckpt_path, name))
-        path, record = os.path.join(args.ckpt_path, RECORD), {"settings": vars(args), "data": data, "starts": []}
-        if os.path.exists(os.path.join(args.ckpt_path, "last.pth")) and os.path.exists(path):
-            record |= read_record(path)
-        write_json(path, record | {"starts": [*record["starts"], provenance()]})
-    yield
+    if args.overwrite:
+        for name in OF_A_RUN:
+            with suppress(FileNotFoundError):
+                os.remove(os.path.join(args.ckpt_path, name))
+    path, record = os.path.join(args.ckpt_path, RECORD), {"settings": vars(args), "data": data, "starts": []}
+    if os.path.exists(os.path.join(args.ckpt_path, "last.pth")) and os.path.exists(path):
+        record |= read_record(path)
+    write_json(path, record | {"starts": [*record["starts"], provenance()]})
 
 
 def digests(datasets):

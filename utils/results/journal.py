@@ -12,7 +12,8 @@ from methods import describe
 from utils.files import write_csv, write_json, write_text
 from utils.progress import progress_bar
 from utils.results.evaluation import untrained_losses
-from utils.results.settings import label
+from utils.results.folder import begin
+from utils.results.settings import in_words, label
 from utils.training import distributed
 from utils.training.measurement import BRANCHES, LOSSES, named
 from utils.training.run import best_of
@@ -25,13 +26,15 @@ class Journal:
 
     Args:
         run: a Run, resumed if it is.
+        data: what `folder.digests` says of its data.
     """
 
-    def __init__(self, run):
+    def __init__(self, run, data):
         self.run = weakref.proxy(run)  # no circle: reader processes end with the last reference to the run
         self.args, self.bar, self.board = run.args, None, None
         if distributed.rank() > 0:
             return
+        begin(run.args, data)
         self.write_log()
         left_out = [(split, *clip) for split, loader in run.loaders.items() for clip in loader.dataset.left_out()]
         write_csv(self.path("skipped.csv"), [("split", "clip", "reason"), *left_out])
@@ -112,7 +115,7 @@ class Journal:
         from utils.results.figures import confusion_figures, curves_figure, save_figure
 
         name = os.path.basename(os.path.abspath(self.args.ckpt_path))
-        title = f"{name}: {label(*describe(vars(self.args)))}, seed {self.args.random_seed}"
+        title = f"{name}: {in_words(vars(self.args))}"
         confusion = confusion_figures(predictions, classes, title)
         save_figure(confusion, self.path("confusion.png"))
         save_figure(curves_figure(self.run.log, title), self.path("curves.png"))

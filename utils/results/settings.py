@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from dataset import DATASETS
-from methods import METHODS, flags, resolve
+from methods import METHODS, describe, flags, resolve
 from models import FUSION_MODULES, MODALITIES
 from utils import options
 from utils.errors import InputError
@@ -45,6 +45,11 @@ def as_of_today(recorded):
         InputError: they name no method, or two.
     """
     return resolve(vars(training_parser().parse_args([])) | recorded)
+
+
+def in_words(settings):
+    """A run's method, the value that was tuned, and its seed: 'DGL, alpha 4, seed 0'."""
+    return f"{label(*describe(settings))}, seed {settings['random_seed']}"
 
 
 def label(method, value):
