@@ -84,6 +84,7 @@ def run(main):
         if isinstance(fault, BrokenPipeError) and nobody_reads():
             sys.exit(128 + signal.SIGPIPE)
         if reader_killed(fault):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise it again, wherever we are
             print(
                 "error: a reader process was killed from outside, for want of memory it may be; the same command goes "
                 "on: give it fewer --num_workers, or a smaller --batch_size",
