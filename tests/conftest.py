@@ -147,7 +147,8 @@ def forking(tmp_path_factory):
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     real = f'[ "$1" != -c ] || exec {shlex.quote(sys.executable)} "$@"'
-    python.write_text(f'#!/bin/sh\n{real}\nexec {shlex.join(launcher.interpreter())} "$@"\n')
+    export = f"export {launcher.PYTHON}={shlex.quote(str(python))}"
+    python.write_text(f'#!/bin/sh\n{real}\n{export}\nexec {shlex.join(launcher.interpreter())} "$@"\n')
     python.chmod(0o755)
     (folder / ".venv" / "requirements.txt").symlink_to(ROOT / "requirements.txt")
     return folder

@@ -26,7 +26,7 @@ RUNS = {
     for fusion in ("concat", "gated")
     for name, flags in {"dgl": [], "ogm_ge": ["--method", "ogm_ge"]}.items()
 }
-SMALL_ENCODERS = {  # the other rules, with a small encoder in ResNet-18's place
+OTHERS = {
     "joint_uni": [],
     "gblend": ["--gblend_weights", "0.2,0.5,0.3"],
     "agm": ["--fusion_method", "gated"],
@@ -38,7 +38,7 @@ SMALL_ENCODERS = {  # the other rules, with a small encoder in ResNet-18's place
     "umt": [],  # and the teachers beside the corpus
     "inforeg": ["--inforeg_k=-1e9", "--epochs", 3],
 }
-RUNS |= {name: ["--method", name, *flags] for name, flags in SMALL_ENCODERS.items()}
+RUNS |= {name: ["--method", name, *flags] for name, flags in OTHERS.items()}
 BATCHES = ["--batch_size", 17, "--image_size", 33]  # of 18 clips: the second process has none of the last
 
 
@@ -63,7 +63,7 @@ def train_all(corpus, out):
         for module in (training_run, evaluation, statistics):
             patch.setattr(module, "to_device", small_batch)
         for name, flags in RUNS.items():
-            patch.setattr(basic_model, "ResNet18", SmallEncoder if name in SMALL_ENCODERS else ResNet18)
+            patch.setattr(basic_model, "ResNet18", ResNet18 if name == "concat-dgl" else SmallEncoder)
             if name == "umt":
                 flags = [*flags, "--umt_audio", corpus / "audio.pth", "--umt_visual", corpus / "visual.pth"]
             flags = [*data_flags(corpus), *SMALL, "--num_workers", 0, *BATCHES, "--epochs", 1, *flags]

@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from argparse import Namespace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -62,8 +63,12 @@ def clips(step):
 def figures(tensor):
     """[L2 norm, product with a wave] of a tensor."""
     flat = tensor.detach().flatten().double()
-    wave = torch.arange(len(flat), dtype=torch.float64).cos()
-    return [flat.norm().item(), (flat @ wave).item()]
+    return [flat.norm().item(), (flat @ wave(2 ** len(flat).bit_length())[: len(flat)]).item()]
+
+
+@cache
+def wave(length):
+    return torch.arange(length, dtype=torch.float64).cos()
 
 
 def golden_run(flags):

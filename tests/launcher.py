@@ -23,6 +23,7 @@ PACKAGES += (
     "torchvision.transforms.v2 librosa.core.audio librosa.util.utils soundfile soxr cv2 imageio_ffmpeg PIL.Image "
 )
 PACKAGES += "pebble tqdm scipy.signal sklearn.linear_model sklearn.metrics sklearn.pipeline matplotlib.figure"
+PYTHON = "DGL_TESTS_PYTHON"  # in a script's environment: the interpreter that it starts others with
 HERE = sys.platform == "linux"  # elsewhere scripts are started as usual
 
 
@@ -79,9 +80,13 @@ class Fork:
 
 
 def ask(name, command):
-    """Run `python command` in a fork, with the files of this process -> end as it ends."""
+    """Run `python command` in a fork, with the files of this process -> end as it ends; signals reach it."""
     command = command[1:] if command[0] == "-u" else command
-    status = Fork(name, command, os.getcwd(), os.environ, (0, 1, 2)).wait()
+    fork = Fork(name, command, os.getcwd(), os.environ, (0, 1, 2))
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: fork.send_signal(number))
+    status = fork.wait()
     if status < 0:
         os.kill(os.getpid(), -status)
     sys.exit(status)
@@ -126,6 +131,7 @@ def become(command, folder, environment, files):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.executable = environment.get(PYTHON, sys.executable)
     sys.argv[:] = command
 
 

@@ -117,6 +117,23 @@ def test_lists_of_the_users_own_are_kept(root, capsys):
     assert tree(lists) == {"test.csv": b"0_theo_0,0\n"} and not (root / "Image-01-FPS").exists()
 
 
+def test_fewer_takes_to_train_on_of_every_speaker_and_digit(root, tmp_path):
+    """The same pairs and the same test list; another seed draws others, once its pairs are there."""
+    run_here(make_pairs, "--root", root)
+    whole = tree(root)
+    few = ["--root", root, "--takes", 1, "--split_path"]
+    for name in ("few", "again"):
+        run_here(make_pairs, *few, tmp_path / name)
+    rows = [line.split(",") for line in (tmp_path / "few" / "train.csv").read_text().splitlines()]
+    assert sorted(clip_id.rpartition("_")[0] for clip_id, _ in rows) == sorted(
+        f"{digit}_{who}" for digit in range(10) for who in SPEAKERS
+    )
+    assert {clip_id.rpartition("_")[2] for clip_id, _ in rows} == {"5", "12"}  # drawn, not the first
+    assert {f"{clip_id},{digit}" for clip_id, digit in rows} <= {*whole["train.csv"].decode().split()}
+    assert tree(tmp_path / "few") == tree(tmp_path / "again") and tree(root) == whole
+    assert (tmp_path / "few" / "test.csv").read_bytes() == whole["test.csv"]
+
+
 @pytest.mark.parametrize("seeds", [(0, 0), (1, 0)], ids=["first", "overwritten"])
 def test_interrupted_it_leaves_no_list_and_ends_the_same(root, monkeypatch, seeds):
     run_here(make_pairs, "--root", root)

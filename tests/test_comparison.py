@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
+from methods import METHODS
 from tests.conftest import SMALL, data_flags, run_here, settings_of
-from utils.results import comparison, plan
+from utils.pool import cores
+from utils.results import comparison, runner
 
 SETTINGS = {"modality": "full", "method": "dgl", "modulation": "Normal", "alpha": 4.0, "no_mgt": False, "no_ugt": False}
 SETTINGS |= {"random_seed": 0, "epochs": 3}
@@ -33,7 +35,8 @@ def write_run(folder, rng, **settings):
     (folder / "log.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in figures))
     (folder / "best.json").write_text(json.dumps(figures[1]))
     (folder / "last.json").write_text(json.dumps(figures[2]))
-    (folder / "result.json").write_text(json.dumps({"settings": SETTINGS | settings}))
+    result = {"best": figures[1], "last": figures[2], "settings": SETTINGS | settings}
+    (folder / "result.json").write_text(json.dumps(result))
     return figures[1]
 
 
@@ -61,24 +64,103 @@ def test_table_and_pictures(tmp_path, capsys):
     assert rows["audio alone", "", "best"]["visual"] == "" and rows["DGL", "1.0", "best"]["fused std"] == ""
 
     table = (tmp_path / "comparison.md").read_text()
-    assert table in capsys.readouterr().out
+    assert table.partition("\n\n")[0] in capsys.readouterr().out
     assert f"| audio alone | - | 1 | best | {100 * audio['fused']:.1f} |" in table
     values = 100 * np.array([figures["fused"] for figures in dgl])
     assert f"| DGL | 4 | 3 | best | {values.mean():.1f} ± {values.std(ddof=1):.1f} |" in table
-    assert len({line.count("|") for line in table.splitlines()}) == 1
+    shown, _, made = table.partition("\n\n")
+    assert len({line.count("|") for line in shown.splitlines()}) == 1
+    assert "| DGL, alpha 4 | dgl-4-0, dgl-4-1, dgl-4-2 | - |" in made  # of runs without a record
     for name in ("curves.png", "alpha.png"):
         assert cv2.imread(str(tmp_path / name)).std() > 5  # not blank
 
 
-def test_plan_lists_the_runs_by_method_and_seed(capsys):
-    run_here(plan, "--out", "some out", "--methods", "joint", "dgl", "--alphas", 1, 4, "--seeds", 0, 3)
-    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+def test_plan_lists_the_runs_by_method_and_seed():
+    runs = runner.plan("some out", ["joint", "dgl"], ["1", "4"], [0, 3])
     names = ["joint", "dgl-alpha1", "dgl-alpha4"]
-    assert [line[0] for line in lines] == [f"{name}-seed{seed}" for seed in (0, 3) for name in names]
-    for name, *flags in lines:
-        args = settings_of(*flags)
+    assert list(runs) == [f"{name}-seed{seed}" for seed in (0, 3) for name in names]
+    for name, planned in runs.items():
+        args = settings_of(*planned.flags)
         assert name.startswith(args.method) and name.endswith(f"-seed{args.random_seed}")
         assert args.method == "joint" or f"-alpha{args.alpha:g}-" in name
+        assert args.ckpt_path == f"some out/{name}"
+
+
+def test_groups_of_methods_are_every_method_once():
+    parts = [runner.GROUPS[name] for name in ("unimodal", "baselines", "ablations")]
+    assert sorted(sum(parts, ["dgl"])) == sorted(METHODS) == sorted(runner.GROUPS["all"])
+    runs = runner.plan("out", ["all"], ["4"], [0])
+    assert len(runs) == len(METHODS)
+    order = list(runs)
+    for name, planned in runs.items():
+        assert all(order.index(other) < order.index(name) for other in planned.needs)
+    assert runs["umt-seed0"].needs == ["audio-seed0", "visual-seed0"]
+
+
+def test_the_plan_is_a_command_a_line_that_makes_one_run(capsys):
+    """Those that others learn from first; each line, planned again, is its own run and what it needs."""
+    flags = ["--dataset", "CREMAD", "--lr_decay_step", "[4, 5]"]
+    run_here(runner, "--out", "some out", "--methods", "umt", "dgl", "--seeds", 0, 1, "--plan", "--", *flags)
+    lines = capsys.readouterr().out.splitlines()
+    split = next(number for number, line in enumerate(lines) if line.startswith("#"))
+    assert split == 6 and len(lines) == 9
+    for line in lines[:split] + lines[split + 1 :]:
+        python, minus_m, module, *words = shlex.split(line)
+        assert (python, minus_m, module) == (sys.executable, "-m", "utils.results.runner")
+        run_here(runner, *words[: words.index("--")], "--plan", *words[words.index("--") :])
+        again = capsys.readouterr().out.splitlines()
+        assert again[-1] == line and len(again) == (4 if "umt" in line else 1)
+    assert subprocess.run(lines[split], shell=True).returncode == 0  # the comment is a command that does nothing
+
+
+def test_what_is_wrong_is_refused_before_any_run_is_made(few, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner.Runner, "call", lambda *_: pytest.fail("a run was begun"))
+    common = ["--out", tmp_path, "--methods", "joint", "dgl", "--"]
+    held = tmp_path / "dgl-alpha4-seed0"
+    write_run(held, np.random.default_rng(0))
+    (held / "last.pth").touch()
+    (held / "run.json").write_text(json.dumps({"settings": vars(settings_of("--batch_size", 7, *data_flags(few)))}))
+    for flags, words in (
+        (["--agm_alpha", 2], "--agm_alpha: of --method agm, none of those"),
+        (["--lr", 2], "did you mean"),
+        ([*data_flags(few)], f"--batch_size 64: the run in {held} has 7"),
+    ):
+        with pytest.raises(SystemExit):
+            run_here(runner, *common, *flags)
+        error = capsys.readouterr().err
+        assert words in error and len(error.splitlines()) == 1
+
+
+def test_a_methods_flags_go_to_its_runs_alone():
+    runs = runner.plan(
+        "out", ["ogm", "ogm_ge", "joint"], ["4"], [0], ["--ogm_alpha", "0.3", "--lr_decay_step", "[4, 5]"]
+    )
+    settings = {name: settings_of(*planned.flags) for name, planned in runs.items()}
+    assert settings["ogm-seed0"].ogm_alpha == settings["ogm_ge-seed0"].ogm_alpha == 0.3
+    assert all(each.lr_decay_step == [4, 5] for each in settings.values())
+    assert "--ogm_alpha" not in runs["joint-seed0"].flags
+
+
+def test_runs_below_a_folder_are_told_by_what_sets_them_apart(tmp_path, capsys):
+    """As training alone leaves them: without probes, in folders of datasets, with settings of all kinds."""
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        write_run(tmp_path / "cremad" / f"dgl-{seed}", rng, random_seed=seed)
+    write_run(tmp_path / "cremad" / "slow", rng, learning_rate=0.5)
+    write_run(tmp_path / "cremad" / "ge", rng, method="ogm_ge")
+    write_run(tmp_path / "cremad" / "ge3", rng, method="ogm_ge", ogm_alpha=0.3)
+    write_run(tmp_path / "ave" / "dgl", rng, dataset="AVE")
+    for path in tmp_path.rglob("best.json"):
+        path.unlink()
+    run_here(comparison, tmp_path)
+    rows = [line.split(" | ")[:3] for line in capsys.readouterr().out.splitlines() if "| best |" in line]
+    assert rows == [
+        ["| OGM-GE", "-", "1"],
+        ["| OGM-GE, ogm_alpha 0.3", "-", "1"],
+        ["| DGL", "4", "3"],
+        ["| DGL, dataset AVE", "4", "1"],
+        ["| DGL, learning_rate 0.5", "4", "1"],
+    ]
 
 
 def test_no_alpha_picture_of_a_single_alpha(tmp_path):
@@ -92,19 +174,17 @@ def spoil(folder, damage):
     if damage == "no run":
         return
     write_run(folder / "run", rng)
-    if damage == "no figures":
-        (folder / "run" / "best.json").unlink()
+    if damage == "no log":
+        (folder / "run" / "log.jsonl").unlink()
     elif damage == "half a figure":
         (folder / "run" / "last.json").write_text('{"fused": 0.')
     elif damage == "no probe":
         (folder / "run" / "last.json").write_text('{"fused": 0.5, "audio": 0.5, "visual": 0.5, "linear_probe": null}')
-    elif damage == "other epochs":
-        write_run(folder / "run2", rng, random_seed=1, epochs=7)
     else:
         write_run(folder / "run2", rng)
 
 
-@pytest.mark.parametrize("damage", ["no run", "no figures", "half a figure", "no probe", "other epochs", "same seed"])
+@pytest.mark.parametrize("damage", ["no run", "no log", "half a figure", "no probe", "same seed"])
 def test_bad_folders_are_one_line(tmp_path, capsys, damage):
     spoil(tmp_path, damage)
     with pytest.raises(SystemExit) as end:
@@ -137,7 +217,7 @@ def test_interrupted_and_run_again_it_ends_with_the_same_table(few, forking, tmp
     log, result = (interrupted / "visual-seed0" / name for name in ("log.jsonl", "result.json"))
     while process.poll() is None and not (log.exists() and log.stat().st_size):
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)  # between the first epoch and the second
+    subprocess.run(["pkill", "-KILL", "-f", str(interrupted)], check=True)  # all of it, before the second epoch ends
     process.communicate()
     assert not result.exists()
     for out in (interrupted, whole):
@@ -151,8 +231,9 @@ def test_interrupted_and_run_again_it_ends_with_the_same_table(few, forking, tmp
     finished = result.stat().st_mtime_ns
     output, _ = start(interrupted).communicate()
     assert "epoch" not in output.replace("| epoch |", "") and result.stat().st_mtime_ns == finished
+    environment["jobs"] = "2"
     process = start(interrupted, "--batch_size", "4")
-    assert "other flags" in process.communicate()[0] and process.returncode == 2
+    assert "--batch_size 4: the run in" in process.communicate()[0] and process.returncode == 2
 
 
 def write_predictions(folder, hits):
@@ -198,8 +279,12 @@ def test_differences_from_the_reference(tmp_path, capsys):
     assert 0 < low < mean < high and p < 0.05
     table = (tmp_path / "comparison.md").read_text()
     assert f"{100 * mean:+.1f}* | {100 * low:+.1f} to {100 * high:+.1f} | {p:.3f} |" in table
-    assert "| fused, less joint+uni | 95 % | p |" in table and "have none: AGM." in table
-    assert table in capsys.readouterr().out
+    assert (
+        "| fused, less joint+uni | 95 % | p |" in table
+        and "in common: AGM, joint." not in table
+        and "joint, AGM." in table
+    )
+    assert table.rpartition("\n\n")[0] in capsys.readouterr().out
     for key in (("DGL", "last"), ("joint", "best"), ("joint+uni", "best"), ("AGM", "best")):
         assert rows[key]["fused difference"] == ""  # last, no seed in common, itself, without predictions
     picture = cv2.imread(str(tmp_path / "comparison.png"))
@@ -225,10 +310,36 @@ def test_a_wrong_reference_is_one_line(tmp_path, capsys, case):
     assert end.value.code == 2 and len(error.splitlines()) == 1 and f"--reference {name}" in error and words in error
 
 
-def test_runs_validated_on_other_clips_are_refused(tmp_path, capsys):
-    write_runs(tmp_path, {"joint_uni": (range(2), 0.5)}, np.random.default_rng(0))
-    path = tmp_path / "joint_uni-seed1" / "predictions.csv"
+def test_runs_of_other_clips_have_no_difference(tmp_path, capsys):
+    write_runs(tmp_path, {"joint_uni": (range(2), 0.5), "dgl": (range(2), 0.5)}, np.random.default_rng(0))
+    path = tmp_path / "dgl-seed1" / "predictions.csv"
     path.write_text(path.read_text().replace("clip7,", "clip107,"))
-    with pytest.raises(SystemExit) as end:
-        run_here(comparison, tmp_path)
-    assert end.value.code == 2 and "validated on other clips" in capsys.readouterr().err
+    run_here(comparison, tmp_path)
+    assert "of other clips, or without a seed in common: DGL, alpha 4." in capsys.readouterr().out
+
+
+def test_several_at_a_time_and_ended_by_a_signal(few, forking, tmp_path):
+    """Two runs share the cores, each with its output in its folder; SIGTERM to the script reaches both, which go on."""
+    flags = [*data_flags(few), *SMALL, "--learning_rate", 0.01]
+    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    environment |= {"dataset": "CREMAD", "methods": "unimodal", "seeds": "0", "jobs": "2", "out": str(tmp_path)}
+
+    def start(epochs):
+        command = ["bash", forking / "compare.sh", *map(str, flags), "--epochs", str(epochs)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=environment, **pipes, text=True)
+
+    runs, process = [tmp_path / f"{name}-seed0" for name in ("audio", "visual")], start(1000)
+    while process.poll() is None and not all((run / "last.pth").exists() for run in runs):
+        time.sleep(0.05)
+    process.terminate()
+    output, error = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM and len(error.splitlines()) == 1, error
+    assert all((run / "last.pth").exists() and "goes on" in (run / "output.txt").read_text() for run in runs)
+    epochs = max(len((run / "log.jsonl").read_text().splitlines()) for run in runs) + 1
+    output, error = start(epochs).communicate()
+    assert not error and "| audio alone | - | 1 | best |" in output and "| visual alone | - | 1 | best |" in output
+    for run in runs:
+        assert len((run / "log.jsonl").read_text().splitlines()) == epochs
+        assert f"{run}: made in" in output and "epoch " in (run / "output.txt").read_text()
+        assert json.loads((run / "run.json").read_text())["starts"][-1]["threads"] == max(1, cores() // 2)

@@ -35,9 +35,9 @@ def wait_for(condition, process, seconds=120):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
 )
-def test_a_signal_to_a_script_saves_the_run(few, tmp_path, number, status):
+def test_a_signal_to_a_script_saves_the_run(few, forking, tmp_path, number, status):
     flags = [*data_flags(few), *SMALL, "--num_workers", 0, "--epochs", 1000, "--ckpt_path", tmp_path]
-    command = ["bash", ROOT / "cramed_dgl.sh", *map(str, flags)]
+    command = ["bash", forking / "cramed_dgl.sh", *map(str, flags)]
     files = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, env=environment(), text=True, start_new_session=True, **files)
     wait_for((tmp_path / "last.pth").exists, process)

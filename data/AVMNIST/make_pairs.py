@@ -1,6 +1,7 @@
 """AV-MNIST: give every spoken digit a handwritten one of its own, and write pictures and lists.
 
     python data/AVMNIST/make_pairs.py [--root train_test_data/AV-MNIST] [--split_path DIR] [--pca 0.25] [--seed 0]
+    python data/AVMNIST/make_pairs.py --takes 10 --split_path train_test_data/AV-MNIST/takes10     # fewer to train on
 
 Reads <root>/recordings/<digit>_<speaker>_<take>.wav and <root>/MNIST/raw/; writes <root>/Image-01-FPS/<id>/00000.png
 and train.csv and test.csv, rows `<id>,<digit>`. Takes 0 to 4 of every speaker and digit are the test set, as the
@@ -135,6 +136,15 @@ def draw_pairs(recordings, digits, rng):
     return pairs
 
 
+def draw_takes(recordings, takes, rng):
+    """Of every speaker and digit so many recordings, all where there are no more -> {id: digit}, in their order."""
+    spoken = {}
+    for clip_id in recordings:
+        spoken.setdefault(clip_id.rpartition("_")[0], []).append(clip_id)
+    drawn = {clip_id for ids in spoken.values() for clip_id in rng.permutation(ids)[:takes].tolist()}
+    return {clip_id: digit for clip_id, digit in recordings.items() if clip_id in drawn}
+
+
 def write_missing(files, overwrite):
     """Write {path: bytes}, each whole or not at all; those that are there already are left alone.
 
@@ -145,7 +155,8 @@ def write_missing(files, overwrite):
         others = holding_others(files)
         if others and not overwrite:
             raise InputError(
-                f"{others[0]}: differs from what these recordings, --seed and --pca give; --overwrite replaces it"
+                f"{others[0]}: differs from what these recordings, --seed, --pca and --takes give; --overwrite "
+                "replaces it, or choose another --split_path"
             )
         if others:  # no list while pictures of both pairings are there
             for path in files:
@@ -168,6 +179,12 @@ def main():
     parser.add_argument(
         "--pca", type=ratio, default=0.25, metavar="R", help="share of the pictures' energy to keep (default: 0.25)"
     )
+    parser.add_argument(
+        "--takes",
+        type=at_least(1),
+        metavar="N",
+        help="recordings of every speaker and digit that train.csv has, drawn by --seed (default: all)",
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace lists and pictures of another pairing")
     args = parser.parse_args()
@@ -184,12 +201,17 @@ def main():
         for clip_id, picture in zip(pairs, kept, strict=True):
             path = args.root / "Image-01-FPS" / clip_id / "00000.png"
             files[path] = cv2.imencode(".png", picture)[1].tobytes()
-        rows = (f"{clip_id},{digit}\n" for clip_id, digit in recordings[split].items())
-        lists[(args.split_path or args.root) / f"{split}.csv"] = "".join(rows).encode()
-    write_missing(files | lists, args.overwrite)  # lists last: they are there when all pictures are
+        lists[split] = recordings[split]
+    if args.takes:  # after the pairs, which are the same for every number of takes
+        lists["train"] = draw_takes(lists["train"], args.takes, rng)
+    folder = args.split_path or args.root
+    for split, clips in lists.items():
+        rows = (f"{clip_id},{digit}\n" for clip_id, digit in clips.items())
+        files[folder / f"{split}.csv"] = "".join(rows).encode()
+    write_missing(files, args.overwrite)  # lists last: they are there when all pictures are
 
-    for split, path in zip(recordings, lists, strict=True):
-        print(f"{path}: {len(recordings[split])} clips")
+    for split, clips in lists.items():
+        print(f"{folder / f'{split}.csv'}: {len(clips)} clips")
     energy = pca.explained_variance_ratio_.sum()
     print(f"pictures keep {pca.n_components_} of {SIDE**2} components, {energy:.2f} of the energy")
     if (count := sum(map(len, recordings.values()))) != RECORDINGS:

@@ -2,8 +2,8 @@
 
     python -m utils.results.comparison ckpt/compare/demo [--reference joint_uni]
 
-Reads the folders of finished runs that compare.sh leaves there; writes comparison.md, comparison.csv, curves.png, with
-a reference comparison.png, and, where a method ran with more than one alpha, alpha.png.
+Reads the finished runs below the folder, those of compare.sh or any others; writes comparison.md, comparison.csv,
+curves.png, with a reference comparison.png, and, where a method ran with more than one alpha, alpha.png.
 
 Differences from the reference are those of the best epochs on test clips, by predictions.csv in the runs' folders, of
 the seeds that both methods have: utils/results/significance.py.
@@ -12,15 +12,16 @@ the seeds that both methods have: utils/results/significance.py.
 import csv
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from methods import METHODS, describe, flags
+from methods import METHODS, describe
 from utils.errors import InputError, OneLineParser, run
 from utils.files import write_csv, write_text
 from utils.options import FREE_SETTINGS
+from utils.results.folder import RECORD, read_record, shown
 from utils.results.settings import as_of_today, label
 from utils.results.significance import Difference, difference
 from utils.training.measurement import BRANCHES
@@ -29,62 +30,83 @@ COLUMNS = {
     "fused": lambda figures: figures["fused"],
     "audio": lambda figures: figures["audio"],
     "visual": lambda figures: figures["visual"],
-    "probe audio": lambda figures: figures["linear_probe"]["audio"],
-    "probe visual": lambda figures: figures["linear_probe"]["visual"],
+    "probe audio": lambda figures: figures["linear_probe"].get("audio"),
+    "probe visual": lambda figures: figures["linear_probe"].get("visual"),
 }
 
-# Settings in which the runs of a comparison may differ, those of the machine and of each method among them.
-VARIED = {"method", "modality", "random_seed", *(FREE_SETTINGS - {"epochs"}), *(flag.name for flag in flags())}
+# What runs differ in without a word: what the table's rows are told by, what decides nothing, and what is measured.
+VARIED = {"method", "modality", "alpha", "random_seed", "gblend_weights", *(FREE_SETTINGS - {"epochs"})}
 
 REFERENCE = "joint_uni"  # ordinary training that has unimodal losses too: what is left is what the rule does
 FIELDS = ("difference", *Difference._fields[1:])  # of a Difference, as columns of comparison.csv call them
 BANDS = 5  # up to so many methods curves have bands, more could not be told apart
 CLEAR = "*"  # marks a difference whose interval leaves out 0
 
-OF_A_SEED = {"random_seed", "gblend_weights"}  # in which runs of one method differ: G-Blending measures its weights
-
 
 def collect(folder):
-    """The finished runs below a folder.
+    """The finished runs below a folder, however deep.
 
     Returns:
-        {(method, alpha): [{"log": epochs, "best": figures, "last": figures, "settings": settings, "hits": hits} per
-        seed]}, the keys as `describe` tells a run's settings, in the order of METHODS; hits as `read_hits` gives them
+        {(method, alpha): [{"folder": path, "log": epochs, "best": figures, "last": figures, "settings": settings,
+        "hits": hits, "record": run.json} per seed]}, in the order of METHODS. Keys are as `describe` tells a run's
+        settings, the method with what else sets it apart from most runs, as `apart` tells it; hits as `read_hits`
+        gives them.
 
     Raises:
-        InputError: there is none, one's files cannot be read, they differ in more than method, alpha and seed, or they
-            were validated on different clips.
+        InputError: there is none, one's files cannot be read, or two have the same settings and seed.
     """
-    runs, first, of_first = defaultdict(list), None, None
-    for path in sorted(Path(folder).glob("*/result.json")):
-        try:
-            entry = json.loads(path.read_text())
-            entry["log"] = [json.loads(line) for line in (path.parent / "log.jsonl").read_text().splitlines()]
-            for name in ("best", "last"):
-                figures = json.loads((path.parent / f"{name}.json").read_text())
-                entry[name] = {column: value(figures) for column, value in COLUMNS.items()}
-            entry["hits"] = read_hits(path.parent / "predictions.csv")
-            settings = entry["settings"] = as_of_today(entry["settings"])
-            clips = entry["hits"] and entry["hits"]["fused"].keys()
-        except (OSError, ValueError, KeyError, TypeError, InputError) as error:
-            raise InputError(f"{path.parent}: not a finished run ({error}); run compare.sh again") from None
-        key = describe(settings)
-        refuse_difference(path.parent, settings, first or settings, settings.keys() - VARIED)
-        first = first or settings
-        of_first = of_first or clips
-        if clips and clips != of_first:
-            raise InputError(f"{path.parent}: validated on other clips than a run beside it; validate both again")
-        for other in runs[key]:
-            if other["settings"]["random_seed"] == settings["random_seed"]:
-                raise InputError(
-                    f"{path.parent}: a run of the same method and seed is beside it; move one of them away"
-                )
-            refuse_difference(path.parent, settings, other["settings"], settings.keys() - FREE_SETTINGS - OF_A_SEED)
-        runs[key].append(entry)
-    if not runs:
+    found = [read_run(path.parent) for path in sorted(Path(folder).rglob("result.json"))]
+    if not found:
         raise InputError(f"{folder}: no finished run in it; run compare.sh")
-    order = [entry.label for entry in METHODS.values()]
-    return dict(sorted(runs.items(), key=lambda item: (order.index(item[0][0]), item[0][1] or 0)))
+    runs, others = defaultdict(list), apart([entry["settings"] for entry in found])
+    for entry, words in zip(found, others, strict=True):
+        method, alpha = describe(entry["settings"])
+        entry["place"] = list(METHODS).index(entry["settings"]["method"]), words, alpha or 0
+        beside = runs[f"{method}{words}", alpha]
+        for other in beside:
+            if other["settings"]["random_seed"] == entry["settings"]["random_seed"]:
+                raise InputError(
+                    f"{entry['folder']}: of the same settings and seed as {other['folder']}; move one of them away"
+                )
+        beside.append(entry)
+    return dict(sorted(runs.items(), key=lambda item: item[1][0]["place"]))
+
+
+def read_run(folder):
+    """A finished run's files, as `collect` has them. Without best.json, which compare.sh has made, there are no probes.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    try:
+        entry = json.loads((folder / "result.json").read_text()) | {"folder": folder}
+        entry["log"] = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for name in ("best", "last"):
+            path = folder / f"{name}.json"
+            figures = json.loads(path.read_text()) if path.exists() else entry[name] | {"linear_probe": {}}
+            entry[name] = {column: value(figures) for column, value in COLUMNS.items()}
+        entry["hits"] = read_hits(folder / "predictions.csv")
+        entry["settings"] = as_of_today(entry["settings"])
+        record = folder / RECORD
+        entry["record"] = read_record(record) if record.exists() else {}
+        return entry
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+        raise InputError(f"{folder}: not a finished run ({error}); train it again, or run compare.sh again") from None
+
+
+def apart(settings):
+    """What sets runs apart from most others, beside method, alpha and seed -> for each ", <setting> <value>.." or "".
+
+    Args:
+        settings: of every run.
+    """
+    names = sorted(set().union(*settings) - VARIED)
+    values = {name: Counter(shown(each[name]) for each in settings if name in each) for name in names}
+    usual = {name: counted.most_common(1)[0][0] for name, counted in values.items()}
+    return [
+        "".join(f", {name} {shown(each[name])}" for name in names if name in each and shown(each[name]) != usual[name])
+        for each in settings
+    ]
 
 
 def read_hits(path):
@@ -124,7 +146,8 @@ def find_reference(runs, name):
 def compare(runs, reference):
     """The differences of every method from that under the key `reference` -> {key: {branch: Difference}}.
 
-    A method lacks the branches of which it or the reference has no predictions, or no seed in common.
+    A method lacks the branches of which it or the reference has no predictions, or none of the same clips, and all
+    where no seed is in common.
     """
     by_seed = {
         key: {entry["settings"]["random_seed"]: entry["hits"] for entry in entries if entry["hits"]}
@@ -136,7 +159,7 @@ def compare(runs, reference):
         found[key] = {}
         for branch in BRANCHES if key != reference else ():
             pairs = [(of_seeds[seed].get(branch), by_seed[reference][seed].get(branch)) for seed in shared]
-            if pairs and all(own and other for own, other in pairs):
+            if pairs and all(own and other and own.keys() == other.keys() for own, other in pairs):
                 found[key][branch] = difference(*map(rows_of, zip(*pairs, strict=True)))
     return found
 
@@ -144,16 +167,6 @@ def compare(runs, reference):
 def rows_of(runs_hits):
     """Runs' {clip: bool} as an array, (R, N), in the order of the clips' names."""
     return np.array([[hits[clip] for clip in sorted(hits)] for hits in runs_hits])
-
-
-def refuse_difference(folder, settings, others, names):
-    """Raise InputError if a run's settings differ in one of `names` from another's beside it."""
-    for name in sorted(names):
-        if settings.get(name) != others.get(name):
-            raise InputError(
-                f"{folder}: --{name} is {settings.get(name)}, {others.get(name)} in another run beside it; "
-                "move one of them away, or make it again with compare.sh"
-            )
 
 
 def mean_and_deviation(values):
@@ -214,7 +227,7 @@ def markdown(rows, reference):
     return "\n".join(lines) + "\n"
 
 
-def notes(runs, reference):
+def notes(differences, reference):
     """What the table's differences are, and which runs are not in them, as lines of Markdown; "" without reference."""
     if not reference:
         return ""
@@ -222,9 +235,37 @@ def notes(runs, reference):
         f"Differences from {label(*reference)} are in points, of the seeds that both have, with 95 % intervals over "
         f"seeds and clips; {CLEAR} marks those whose interval leaves out 0."
     ]
-    if lacking := [label(*key) for key, entries in runs.items() if not all(entry["hits"] for entry in entries)]:
-        lines.append(f"Runs without predictions.csv, made by an older compare.sh, have none: {', '.join(lacking)}.")
+    if lacking := [label(*key) for key, found in differences.items() if not found and key != reference]:
+        lines.append(f"Without predictions.csv, of other clips, or without a seed in common: {', '.join(lacking)}.")
     return "\n" + "\n\n".join(lines) + "\n"
+
+
+def origins(runs):
+    """What made every row, as Markdown: its runs' folders, whose run.json has it all, and the least to make them again.
+
+    A commit with + had changes; lists are digests of the test clips' names and labels.
+    """
+
+    def cell(entries, value):
+        found = {value(entry["record"], entry["record"]["starts"][-1]) for entry in entries if entry["record"]}
+        return ", ".join(sorted(found)) or "-"
+
+    def commit(_, start):
+        return f"{(start['commit'] or 'no git')[:9]}{'+' if start['changed'] else ''}"
+
+    heads = ("rows", "runs", "commit", "torch", "processor", "test clips, lists")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for key, entries in runs.items():
+        cells = [
+            label(*key),
+            ", ".join(entry["folder"].name for entry in entries),
+            cell(entries, commit),
+            cell(entries, lambda _, start: start["versions"]["torch"]),
+            cell(entries, lambda _, start: start["gpu"] or start["processor"]),
+            cell(entries, lambda record, _: "{clips}, {lists}".format(**record["data"]["test"])),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def new_figure():
@@ -305,26 +346,26 @@ def plot_differences(differences, reference, path):
     Filled points are those whose interval leaves out 0.
     """
     path.unlink(missing_ok=True)
-    shown = {key: found for key, found in differences.items() if found}
-    if not shown:
+    drawn = {key: found for key, found in differences.items() if found}
+    if not drawn:
         return
     from utils.results.figures import save_figure
 
     figure, panels = new_figure()
-    figure.set_figheight(1.6 + 0.35 * len(shown))
+    figure.set_figheight(1.6 + 0.35 * len(drawn))
     for branch, axes in panels.items():
         axes.axvline(0, color="black", linewidth=1)
-        for place, found in enumerate(each.get(branch) for each in shown.values()):
+        for place, found in enumerate(each.get(branch) for each in drawn.values()):
             if found:
                 mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
                 colour = "grey" if not found.clear else "C2" if mean > 0 else "C3"
                 axes.plot([low, high], [place, place], color=colour, linewidth=2)
                 axes.plot(mean, place, "o", color=colour, markerfacecolor=colour if found.clear else "white", zorder=3)
         axes.set_xlabel(f"points, less {label(*reference)}")
-        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_ylim(len(drawn) - 0.5, -0.5)
     first, *_ = panels.values()
     first.set_ylabel("")
-    first.set_yticks(range(len(shown)), [label(*key) for key in shown])
+    first.set_yticks(range(len(drawn)), [label(*key) for key in drawn])
     save_figure(figure, path)
 
 
@@ -339,8 +380,8 @@ def main():
     reference = find_reference(runs, args.reference)
     differences = compare(runs, reference) if reference else {}
     rows = tabulate(runs, differences)
-    table = markdown(rows, reference and label(*reference)) + notes(runs, reference)
-    write_text(folder / "comparison.md", table)
+    table = markdown(rows, reference and label(*reference)) + notes(differences, reference)
+    write_text(folder / "comparison.md", f"{table}\n{origins(runs)}")
     write_csv(folder / "comparison.csv", [rows[0], *(row.values() for row in rows)])
     plot_curves(runs, folder / "curves.png")
     plot_alphas(runs, folder / "alpha.png")

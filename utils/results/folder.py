@@ -140,18 +140,25 @@ def opened(args):
         yield
 
 
+def refuse_other_settings(args):
+    """Raise InputError if a run with other settings is in the folder, and is not to be overwritten."""
+    if args.overwrite or not os.path.exists(os.path.join(args.ckpt_path, "last.pth")):
+        return
+    for name, ours, theirs in differing(vars(args), as_typed(held_by(args.ckpt_path), vars(args))):
+        raise InputError(
+            f"--{name} {ours}: the run in {args.ckpt_path} has {theirs}; give the same again, leave out "
+            "--ckpt_path for a folder of its own, or begin anew with --overwrite"
+        )
+
+
 @contextmanager
 def recorded(args):
     """Refuse a run with other settings in the folder; else let run.json tell others at once who is in it."""
     record, last = (os.path.join(args.ckpt_path, name) for name in (RECORD, "last.pth"))
-    if not os.path.exists(last):
+    if os.path.exists(last):
+        refuse_other_settings(args)
+    else:
         write_json(record, {"settings": vars(args)})
-    elif not args.overwrite:
-        for name, ours, theirs in differing(vars(args), as_typed(held_by(args.ckpt_path), vars(args))):
-            raise InputError(
-                f"--{name} {ours}: the run in {args.ckpt_path} has {theirs}; give the same again, leave out "
-                "--ckpt_path for a folder of its own, or begin anew with --overwrite"
-            )
     try:
         yield
     finally:
