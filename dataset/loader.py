@@ -72,6 +72,33 @@ def warn_of_shared_memory():
         )
 
 
+class Loader(DataLoader):
+    """A DataLoader that tells of a reader process that was killed where a batch is waited for.
+
+    PyTorch's handler of SIGCHLD raises wherever the process is, in the middle of writing a checkpoint, say.
+    """
+
+    told, waiting = None, False  # PyTorch's handler, and whether some loader waits for a batch
+
+    def __iter__(self):
+        batches = super().__iter__()
+        if self.num_workers and Loader.told is None:
+            Loader.told = signal.getsignal(signal.SIGCHLD)
+            signal.signal(signal.SIGCHLD, lambda *event: Loader.told(*event) if Loader.waiting else None)
+        return self.waited_for(batches) if self.num_workers else batches
+
+    @staticmethod
+    def waited_for(batches):
+        for _ in range(len(batches)):
+            Loader.waiting = True
+            try:
+                Loader.told(signal.SIGCHLD, None)  # one may have died since
+                batch = next(batches)
+            finally:
+                Loader.waiting = False
+            yield batch
+
+
 def build_loader(args, split, device, training=None, dataset=None):
     """A DataLoader over a dataset, by default `build_dataset(args, split, training)`; to_device takes its batches.
 
@@ -85,7 +112,7 @@ def build_loader(args, split, device, training=None, dataset=None):
     if workers is None:  # on the CPU the model needs the cores itself
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = max(1, min(cores() // 8 if device.type == "cpu" else cores() // processes, 16))
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size=None,
         sampler=BatchSampler(dataset, args.batch_size),

@@ -1,6 +1,7 @@
 """Runs as a cluster sees them: signals to scripts, little shared memory, readers that are killed, caches in common."""
 
 import gc
+import multiprocessing
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from tests.conftest import ROOT, SMALL, data_flags, run_here
 from tests.test_cache import items, tree
 from utils import pool, progress
 from utils.files import release, take_lock
+from utils.training import checkpoint
 
 
 def environment(**changes):
@@ -111,6 +113,25 @@ def test_a_reader_that_is_killed_ends_the_run_in_a_line(few, tmp_path):
         os.kill(int(child), signal.SIGKILL)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 2 and len(error.splitlines()) == 1 and "--num_workers" in error, error
+
+
+def test_a_reader_that_dies_while_a_checkpoint_is_written_does_not_spoil_it(few, tmp_path, small, capsys, monkeypatch):
+    save, written = checkpoint.save, []
+
+    def beside(*arguments, **state):
+        for child in multiprocessing.active_children():
+            child.kill()
+            time.sleep(0.5)  # its signal comes
+        save(*arguments, **state)
+        written.append(arguments[0])
+
+    monkeypatch.setattr(checkpoint, "save", beside)
+    flags = [*data_flags(few), *SMALL, "--num_workers", 1, "--epochs", 3]
+    with pytest.raises(SystemExit) as end:
+        run_here(main_dgl, "--train", *flags, "--ckpt_path", tmp_path)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and len(error.splitlines()) == 1 and "--num_workers" in error
+    assert len(written) >= 2 and checkpoint.load(tmp_path / "last.pth")["progress"]["epoch"] == 1
 
 
 def test_a_log_gets_lines_now_and_then(monkeypatch, capsys):

@@ -56,15 +56,8 @@ def nobody_reads():
     return bool(gone)
 
 
-def reader_killed(fault):
-    """Whether an exception is what PyTorch says when a data loader's worker has died."""
-    return isinstance(fault, RuntimeError) and bool(re.match(KILLED, str(fault)))
-
-
 def run(main):
     """Return main(); turn an InputError, also one raised in a data loader's worker, into one line and exit status 2."""
-    hook = sys.unraisablehook  # what is raised while PyTorch clears up after a killed reader is told once, below
-    sys.unraisablehook = lambda fault: None if reader_killed(fault.exc_value) else hook(fault)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be of another encoding
     try:
@@ -83,8 +76,7 @@ def run(main):
     except Exception as fault:
         if isinstance(fault, BrokenPipeError) and nobody_reads():
             sys.exit(128 + signal.SIGPIPE)
-        if reader_killed(fault):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise it again, wherever we are
+        if isinstance(fault, RuntimeError) and re.match(KILLED, str(fault)):
             print(
                 "error: a reader process was killed from outside, for want of memory it may be; the same command goes "
                 "on: give it fewer --num_workers, or a smaller --batch_size",
@@ -96,5 +88,3 @@ def run(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    finally:
-        sys.unraisablehook = hook
