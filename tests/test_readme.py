@@ -1,4 +1,4 @@
-"""The README against the project: its commands parse, what it names is there, and its snippets run."""
+"""README, docs/ and CONTRIBUTING against the project: commands run, what they name is there, snippets run."""
 
 import ast
 import re
@@ -7,16 +7,27 @@ import shutil
 
 import pytest
 
-from tests.conftest import ROOT, SMALL, data_flags, run_fork
+import main_dgl
+import valid
+from tests.conftest import ROOT, SMALL, data_flags, run_fork, run_here
 from utils.results import settings
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)  # (language, text)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(path.read_text() for path in PAGES)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)  # (language, text)
 PARSERS = {
     "main_dgl.py": settings.training_parser(),
     "valid.py": settings.validation_parser(),
 }
-OTHERS = {"--nproc_per_node", "--include", "--logdir"}  # flags of torchrun, grep, tensorboard
+TITLE = "disentangled-gradient-learning-dgl"
+OTHERS = {
+    "--shm-size",
+    "--halved_by",
+    "--nproc_per_node",
+    "--include",
+    "--logdir",
+}  # flags of torchrun, grep, tensorboard
 
 
 def project_files(pattern):
@@ -41,43 +52,109 @@ TEXTS = list(texts())
 
 
 def commands():
-    """The README's calls of Python scripts, as lists of words."""
-    text = "\n".join(text for language, text in BLOCKS if not language)
-    demo = shlex.split(re.search(r"demo=\((.*?)\)", text, re.DOTALL)[1])
+    """The pages' calls of Python scripts, as lists of words from the script on."""
+    text = "\n".join(text for language, text in BLOCKS if not language).replace("\\\n", "")
+    root, demo = (re.search(pattern, text, re.DOTALL)[1] for pattern in (r"(?m)^root=(\S+)", r"demo=\((.*?)\)"))
     for line in text.splitlines():
         if re.search(r"^(\$ )?(python|torchrun) .*\.py", line):
+            line = line.replace('"${demo[@]}"', demo).replace("$root", root)
             words = shlex.split(line, comments=True)
-            yield [each for word in words for each in (demo if word == "${demo[@]}" else [word])]
+            yield words[next(number for number, word in enumerate(words) if word.endswith(".py")) :]
 
 
-def test_commands_parse():
-    for words in commands():
-        script = next(word for word in words if word.endswith(".py"))
-        PARSERS[script].parse_args(words[words.index(script) + 1 :])  # raises InputError
+def test_commands_run(few, tmp_path, small_encoders, monkeypatch, capsys):
+    """One after the other, as they stand in the pages, on miniatures: fewer clips, smaller pictures and encoders."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo/CREMA-D", "CREMA-D"):
+        path = tmp_path / "train_test_data" / name
+        path.mkdir(parents=True)
+        for part in ("AudioWAV", "VideoFlash", "Image-01-FPS", "train.csv", "test.csv"):
+            source = few / part if (few / part).exists() else (few / "AudioWAV").resolve().parent / part
+            (path / part).symlink_to(source)
+    (tmp_path / "data" / "CREMAD").mkdir(parents=True)
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / "data" / "CREMAD" / name).symlink_to(few / name)
+    video = next((tmp_path / "train_test_data/demo/CREMA-D/VideoFlash").glob("*.flv"))
+    run_here(main_dgl, "--train", *RUN_SMALL, "--epochs", 1, "--ckpt_path", "ckpt/demo", *demo_flags())
+    ran = 0
+    for script, *words in commands():
+        if script not in PARSERS:
+            continue
+        words = [str(video) if word.endswith(".flv") else word for word in words]
+        more = [*RUN_SMALL, "--epochs", 1] if script == "main_dgl.py" else ["--num_workers", 0]
+        capsys.readouterr()
+        run_here({"main_dgl.py": main_dgl, "valid.py": valid}[script], *words, *more)
+        ran += 1
+    assert ran > 12
+
+
+def demo_flags():
+    root = "train_test_data/demo/CREMA-D"
+    return ["--audio_path", f"{root}/AudioWAV", "--visual_path", root, "--split_path", root]
+
+
+RUN_SMALL = ["--image_size", 32, "--batch_size", 4, "--num_workers", 0]
+
+
+VALUE = r"""(?:'[^']*'|"[^"]*"|\S+)"""
+
+
+def test_scripts_and_their_settings_exist():
+    """Of every `name=value bash script.sh` in the pages."""
+    seen = 0
+    for line in TEXT.splitlines():
+        for values, script in re.findall(rf"((?:\w+={VALUE} )*)(?:bash|sbatch) ([\w./]+\.sh)", line):
+            code = (ROOT / script).read_text()
+            if script == "docs/slurm.sh":
+                code += (ROOT / "cramed_dgl.sh").read_text()
+            for name in re.findall(r"(\w+)=", values):
+                assert f"${{{name}:-" in code, line
+                seen += 1
+    assert seen > 10
 
 
 def test_flags_exist():
     known = {flag for parser in PARSERS.values() for flag in parser._option_string_actions} | OTHERS
     known |= {text for text in TEXTS if re.fullmatch(r"--\w+", text)}  # those of the scripts under data/
-    assert set(re.findall(r"(?<![\w-])--\w+", README)) <= known
+    assert set(re.findall(r"(?<![\w-])--\w[\w-]*", TEXT)) <= known
 
 
 def test_files_and_symbols_exist():
     paths = {path.relative_to(ROOT).as_posix() for path in project_files("*")}
-    text = README + "".join((ROOT / name).read_text() for name in ("CONTRIBUTING.md", "docs/design.md"))
-    names = re.findall(r"[\w./<>-]+\.(?:py|sh|txt)\b", text) + re.findall(r"\]\((?!http)(.*?)\)", README)
-    for name in set(names) - {"dataset/mydata.py", "methods/halved.py"}:  # to be written
+    names = re.findall(r"[\w./<-]+\.(?:py|sh|txt)\b", TEXT)
+    for name in set(names) - {"dataset/mydata.py", "methods/halved.py", "runs.txt"}:  # to be written
         assert any(f"/{path}".endswith(f"/{name}") for path in paths), name
-    for name in re.findall(r"^(\w+)/ ", README.split("## Files")[1], re.MULTILINE):
-        assert (ROOT / name).is_dir(), name
-    for module in re.findall(r"python -m (\S+)\b", README):
+    for module in re.findall(r"python -m (\S+)\b", TEXT):
         assert f"{module.replace('.', '/')}.py" in paths, module
-    for symbol, name in re.findall(r"`([\w.]+)` in `(\S+\.py)`", README):
+    for symbol, name in re.findall(r"`([\w.]+)` in `(\S+\.py)`", TEXT):
         assert re.search(rf"^ *(def|class) {symbol.split('.')[-1]}\b", (ROOT / name).read_text(), re.MULTILINE), symbol
 
 
+def anchors(text):
+    """What the headings of a page are called in links to them."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!http)(.*?)\)", page.read_text()):
+            file, _, anchor = link.partition("#")
+            target = page.parent / file if file else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in anchors(target.read_text()), f"{page.name}: {link}"
+
+
+def test_readme_is_short_and_its_contents_name_every_section():
+    assert len(README.splitlines()) <= 220
+    contents = README.split("**Contents:**")[1].split("\n\n")[0]
+    assert {f"#{name}" for name in anchors(README)} - set(re.findall(r"\((#.*?)\)", contents)) == {f"#{TITLE}"}
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name})" in README, page
+
+
 def test_the_tree_names_every_module():
-    tree = README.split("## Files")[1]
+    tree = (ROOT / "docs" / "design.md").read_text().split("## Rooms")[1]
     for path in project_files("*.py"):
         rooms = ("models", "methods", "dataset", "utils", "training", "results")
         if path.parent.name in rooms and not path.stem.startswith("__"):
@@ -85,7 +162,7 @@ def test_the_tree_names_every_module():
 
 
 def test_messages_are_the_ones_printed():
-    rows = re.findall(r"^\| (.*?) \| .* \|$", README.split("## Troubleshooting")[1].split("\n## ")[0], re.MULTILINE)
+    rows = re.findall(r"^\| (.*?) \| .* \|$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     messages = [message for row in rows for message in re.findall(r"`(.+?)`(?=, `|$)", row)]
     assert len(messages) > 20
     for message in messages:
@@ -117,7 +194,7 @@ def test_the_snippets_run(corpus, tmp_path):
 
     The corpus is in the dataset's place.
     """
-    assert add_snippets(README, tmp_path) == 4
+    assert add_snippets((ROOT / "docs" / "extending.md").read_text(), tmp_path) == 4
     (tmp_path / "train_test_data").mkdir()
     (tmp_path / "train_test_data" / "mydata").symlink_to(corpus)
     flags = ["--dataset", "MyData", "--fusion_method", "max", *SMALL, "--epochs", 1]
