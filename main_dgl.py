@@ -46,11 +46,12 @@ from dataset.cache import refuse_much_damage
 from dataset.leaks import warn_of_leaks
 from dataset.loader import build_loader
 from methods.base import Method
+from models import ENCODERS
 from utils.results.evaluation import BRANCHES, class_names, evaluate, held_out_loss
 from utils.results.journal import Journal
 from utils.training import checkpoint, distributed
 from utils.training.batchnorm import refresh_batchnorm, refuse_single_values
-from utils.training.device import choose_device, set_precision, to_device
+from utils.training.device import choose_device, compile_when_run, set_precision, to_device
 from utils.training.measurement import WatchedLosses
 from utils.training.run import Run, best_of
 
@@ -171,7 +172,10 @@ def initial_model(args, device):
     torch.manual_seed(args.random_seed)
     model, method = build(args, DATASETS[args.dataset].n_classes, prepare=True)
     model.amp = args.amp == "bf16"
-    return model.to(device, memory_format=torch.channels_last), method  # 1.6 times as fast on the CPU
+    model.to(device, memory_format=torch.channels_last)  # 1.6 times as fast on the CPU
+    if args.compile:
+        compile_when_run([net for name, net in model.named_children() if name in ENCODERS], device)
+    return model, method
 
 
 def test(run, chosen_on):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from models import ENCODERS
 from utils.errors import InputError
 from utils.options import at_least, one_of, share, three_weights
 
@@ -195,6 +196,12 @@ def check_flags(args, typed):
     for need in entry.needs if args.train or args.gradient_report else ():
         if not any(getattr(args, name) for name in need.split(" or ")):
             raise InputError(f"--method {args.method}: needs --{need.replace(' or ', ' or --')}; add it")
+    if args.freeze and args.method == "relearn":
+        raise InputError(f"--freeze {args.freeze}: --method relearn changes both encoders; leave it out")
+    if args.freeze in ENCODERS.values() and entry.modality not in ("full", args.freeze):
+        raise InputError(f"--freeze {args.freeze}: --method {args.method} has no such encoder; leave it out")
+    if args.fusion_method == "bilinear" and args.backbone == "resnet50":
+        raise InputError("--fusion_method bilinear: 34 GB of weights with --backbone resnet50; take another of the two")
     starts, ends = getattr(args, "modulation_starts", 0), getattr(args, "modulation_ends", math.inf)
     if starts > ends:
         raise InputError(f"--modulation_starts {starts}: after --modulation_ends {ends}; lower it")
@@ -215,12 +222,19 @@ def build(args, n_classes, prepare=False):
     """The model that the settings describe, as it begins, and its training rule -> (AVClassifier, Method).
 
     Weights are drawn from PyTorch's generator: encoders, joint head, then what heads the rule adds. To be trained the
-    rule is to `prepare` too, which may read other runs, and raises InputError where these are not there.
+    model begins with --weights and is told what is frozen, and the rule is to `prepare` too, which may read other runs;
+    InputError is raised where files are not there, or do not fit.
     """
     from models.basic_model import AVClassifier
 
-    model = AVClassifier(n_classes, args.fusion_method, args.modality)
+    model = AVClassifier(n_classes, args.fusion_method, args.modality, args.backbone)
     method = build_method(args, model)
     if prepare:
+        from models.pretrained import begin_with
+
+        model.frozen = [net for net, modality in ENCODERS.items() if args.freeze in (modality, "both")]
+        model.frozen = [net for net in model.frozen if hasattr(model, net)]
+        if args.weights:
+            begin_with(model, args.weights, args.backbone)
         method.prepare(model)
     return model, method

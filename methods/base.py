@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from models.backbone import FEATURE_DIM
 from models.fusion_modules import Fusion_AUXI
 from utils.training.statistics import by_certainty
 
@@ -87,7 +86,7 @@ class Method:
 
 def linear_head(model):
     """A linear classifier of one feature, begun as the model's own."""
-    head = nn.Linear(FEATURE_DIM, model.n_classes)
+    head = nn.Linear(model.dim, model.n_classes)
     nn.init.xavier_normal_(head.weight)
     nn.init.zeros_(head.bias)
     return head

@@ -39,11 +39,12 @@ class UMT(Method):
             raise InputError(f"{flag} {path}: of --method {settings['method']}; give best.pth of --method {modality}")
         if settings.get("dataset") != self.args.dataset:
             raise InputError(f"{flag} {path}: of {settings.get('dataset')}, not {self.args.dataset}; take another")
-        model = AVClassifier(n_classes, modality=modality)
+        model = AVClassifier(n_classes, modality=modality, backbone=self.args.backbone)
         try:
             model.load_state_dict(saved["model"])
         except RuntimeError:
-            raise InputError(f"{flag} {path}: its weights do not fit a model of {self.args.dataset}") from None
+            fits = f"--backbone {self.args.backbone} and {self.args.dataset}"
+            raise InputError(f"{flag} {path}: its weights do not fit {fits}; take another") from None
         return model.requires_grad_(False).eval(), checkpoint.digest(saved["model"].values()), saved["classes"]
 
     def step(self, model, spectrogram, frames, label):

@@ -7,4 +7,10 @@ FUSION_MODULES = {  # name -> class in models/fusion_modules.py
     "film": "FiLM_AUXI",
     "bilinear": "BilinearFusion_AUXI",
 }
+BACKBONES = {  # name -> class in models/backbone.py
+    "resnet18": "ResNet18",
+    "resnet34": "ResNet34",
+    "resnet50": "ResNet50",
+}
+ENCODERS = {"audio_net": "audio", "visual_net": "visual"}  # of AVClassifier -> whose features
 MODALITIES = ("full", "audio", "visual")

@@ -1,23 +1,27 @@
-"""ResNet-18 encoders: torchvision's network without its classifier, with a stem of 1 or 3 channels."""
+"""Encoders: torchvision's ResNets without their classifier, with a stem of 1 or 3 channels."""
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
-
-FEATURE_DIM = 512
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
-class ResNet18(ResNet):
-    """ResNet-18 trained from scratch that returns its last feature maps.
+class Encoder(ResNet):
+    """A ResNet that returns its last feature maps, begun at random.
 
     Args:
         in_channels: 1 for spectrograms, 3 for RGB frames.
 
-    Shapes: (B, in_channels, H, W) -> (B, 512, ceil(H / 32), ceil(W / 32)). Convolutions are Kaiming-normal (fan-out,
+    Attributes:
+        dim: width D of the features, 512 or, of bottlenecks, 2048.
+
+    Shapes: (B, in_channels, H, W) -> (B, D, ceil(H / 32), ceil(W / 32)). Convolutions are Kaiming-normal (fan-out,
     ReLU), BatchNorm 1 and 0, as torchvision initialises them.
     """
 
+    block, layers = BasicBlock, (2, 2, 2, 2)
+
     def __init__(self, in_channels):
-        super().__init__(BasicBlock, [2, 2, 2, 2])
+        super().__init__(self.block, self.layers)
+        self.dim = self.fc.in_features
         del self.avgpool, self.fc
         if in_channels != 3:
             self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
@@ -26,3 +30,15 @@ class ResNet18(ResNet):
     def forward(self, x):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+class ResNet18(Encoder):
+    """The paper's encoder."""
+
+
+class ResNet34(Encoder):
+    layers = (3, 4, 6, 3)
+
+
+class ResNet50(Encoder):
+    block, layers = Bottleneck, (3, 4, 6, 3)

@@ -16,7 +16,7 @@ import pytest
 from torch import nn
 
 from methods import build_method, resolve
-from models import basic_model
+from models import backbone
 from tests import launcher
 from utils.errors import run
 from utils.results.settings import training_parser
@@ -114,6 +114,8 @@ SMALL = ["--image_size", 32, "--batch_size", 8, "--num_workers", 1]
 class SmallEncoder(nn.Sequential):
     """In ResNet-18's place where its weights are of no matter: (B, in_channels, H, W) -> (B, 512, h, w)."""
 
+    dim = 512
+
     def __init__(self, in_channels):
         first = nn.Conv2d(in_channels, 8, 5, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU()
         super().__init__(*first, nn.Conv2d(8, 512, 3, stride=2, bias=False), nn.BatchNorm2d(512), nn.ReLU())
@@ -121,7 +123,7 @@ class SmallEncoder(nn.Sequential):
 
 def make_small(patch):
     """Small encoders, and no pictures of a run, which would take longer than the run."""
-    patch.setattr(basic_model, "ResNet18", SmallEncoder)
+    patch.setattr(backbone, "ResNet18", SmallEncoder)
     for name in ("confusion_figures", "curves_figure", "save_figure"):
         patch.setattr(f"utils.results.figures.{name}", lambda *_: None)
 
@@ -134,7 +136,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def small_encoders(monkeypatch):
-    monkeypatch.setattr(basic_model, "ResNet18", SmallEncoder)
+    monkeypatch.setattr(backbone, "ResNet18", SmallEncoder)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main_dgl
-from models import basic_model
+from models import backbone
 from models.backbone import ResNet18
 from models.basic_model import AVClassifier
 from tests.conftest import SMALL, SmallEncoder, data_flags, run_here
@@ -36,6 +36,7 @@ OTHERS = {
     "lfm": [],
     "relearn": ["--val_ratio", 0.3, "--relearn_every", 1, "--relearn_times", 1, "--epochs", 3],
     "umt": [],  # and the teachers beside the corpus
+    "dgl": ["--freeze", "visual"],
     "inforeg": ["--inforeg_k=-1e9", "--epochs", 3],
 }
 RUNS |= {name: ["--method", name, *flags] for name, flags in OTHERS.items()}
@@ -63,7 +64,7 @@ def train_all(corpus, out):
         for module in (training_run, evaluation, statistics):
             patch.setattr(module, "to_device", small_batch)
         for name, flags in RUNS.items():
-            patch.setattr(basic_model, "ResNet18", ResNet18 if name == "concat-dgl" else SmallEncoder)
+            patch.setattr(backbone, "ResNet18", ResNet18 if name == "concat-dgl" else SmallEncoder)
             if name == "umt":
                 flags = [*flags, "--umt_audio", corpus / "audio.pth", "--umt_visual", corpus / "visual.pth"]
             flags = [*data_flags(corpus), *SMALL, "--num_workers", 0, *BATCHES, "--epochs", 1, *flags]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from methods import build_method
-from models import basic_model
+from models import backbone
 from models.basic_model import AVClassifier
 from tests.conftest import SmallEncoder, settings_of
 from tests.test_dgl_step import CLASSES, FORMULAS, linear
@@ -17,12 +17,12 @@ NEEDS = {"gblend": ["--gblend_weights", "0.2,0.5,0.3"]}  # flags that a rule is 
 
 def small_model(fusion="concat", modality="full", seed=0, n_classes=CLASSES):
     """An AVClassifier with small encoders, in float32."""
-    whole, basic_model.ResNet18 = basic_model.ResNet18, SmallEncoder
+    whole, backbone.ResNet18 = backbone.ResNet18, SmallEncoder
     try:
         torch.manual_seed(seed)
         return AVClassifier(n_classes, fusion, modality)
     finally:
-        basic_model.ResNet18 = whole
+        backbone.ResNet18 = whole
 
 
 def rule(name, *flags, fusion="concat"):

@@ -7,6 +7,7 @@ DATA = {*DATA.split(), "num_workers"}
 DEVICE = {"device", "gpu_ids"}
 METHOD = {"method", "modulation", "no_mgt", "no_ugt", "alpha", "ogm_alpha", "modulation_starts", "modulation_ends"}
 MODEL = {"fusion_method", "modality", "epochs", "optimizer", "learning_rate", "lr_decay_step", "lr_decay_ratio", "amp"}
+MODEL |= {"backbone", "weights", "freeze", "compile"}
 RUN = {"train", "max_skipped", "resume", "ckpt_path", "gradient_report", "random_seed", "deterministic"}
 RUN |= {"overwrite", "config"}
 BOARD = {"use_tensorboard", "tensorboard_path", "tensorboard_steps"}

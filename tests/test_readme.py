@@ -181,7 +181,7 @@ def add_snippets(text, folder):
         file = folder / head.removeprefix("# ").partition(":")[0]
         if file.name == "__init__.py":  # a row of the table, and the import that it may need
             row = re.search(r'^    "\w+": .*\n', code, re.MULTILINE)[0]
-            table = re.compile(r"^[A-Z_]+ = \{(  #.*)?\n", re.MULTILINE)
+            table = re.compile(rf"^{re.search(r'row of ([A-Z_]+)', head)[1]} = \{{(  #.*)?\n", re.MULTILINE)
             text = table.sub(lambda head, row=row: head[0] + row, file.read_text(), count=1)
             file.write_text(code.replace(row, "") + text)
         else:
@@ -190,14 +190,14 @@ def add_snippets(text, folder):
 
 
 def test_the_snippets_run(corpus, tmp_path):
-    """A dataset and a fusion module are added as the README says, then trained and validated.
+    """A dataset, a fusion module and an encoder are added as the page says, then trained and validated.
 
     The corpus is in the dataset's place.
     """
-    assert add_snippets((ROOT / "docs" / "extending.md").read_text(), tmp_path) == 4
+    assert add_snippets((ROOT / "docs" / "extending.md").read_text(), tmp_path) == 6
     (tmp_path / "train_test_data").mkdir()
     (tmp_path / "train_test_data" / "mydata").symlink_to(corpus)
-    flags = ["--dataset", "MyData", "--fusion_method", "max", *SMALL, "--epochs", 1]
+    flags = ["--dataset", "MyData", "--fusion_method", "max", "--backbone", "mobilenet", *SMALL, "--epochs", 1]
     run_fork("main_dgl.py", "--train", *flags, "--ckpt_path", "ckpt/mine", folder=tmp_path)
     output = run_fork("valid.py", "--ckpt_path", "ckpt/mine/best.pth", folder=tmp_path).stdout
     assert "MyData, max fusion" in output and "test: 6 clips" in output
@@ -208,14 +208,14 @@ import os, shutil, signal
 from unittest.mock import patch
 import main_dgl, valid
 from methods.halved import Halved
-from models import basic_model
+from models import backbone
 from tests.conftest import SMALL, SmallEncoder, run_here
 from tests.torture import assert_same_run
 from utils.results import comparison
 from pathlib import Path
 
 flags = [*DATA, *SMALL, "--num_workers", 0, "--epochs", 2, "--learning_rate", 0.01, "--method", "halved"]
-basic_model.ResNet18 = SmallEncoder
+backbone.ResNet18 = SmallEncoder
 runs = [Path("runs/halved-seed0"), Path("apart/halved-seed0")]
 run_here(main_dgl, "--train", *flags, "--ckpt_path", runs[0])
 step, calls = Halved.step, []

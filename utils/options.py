@@ -133,7 +133,7 @@ def add_device_flags(group):
     group.add_argument("--gpu_ids", type=integers, default=[], metavar="ID", help="GPU to use, by number")
 
 
-def training_parser(datasets, fusion_methods, modalities, methods, method_flags):
+def training_parser(datasets, fusion_methods, modalities, backbones, methods, method_flags):
     """The parser of main_dgl.py; choices and the methods' flags, {Flag: methods}, are given by the caller.
 
     utils import neither datasets, models nor methods: utils/results/settings.py knows them.
@@ -151,6 +151,19 @@ def training_parser(datasets, fusion_methods, modalities, methods, method_flags)
         "--modality",
         choices=modalities,
         help="full: both encoders; audio, visual: as --method audio, visual (default: the method's)",
+    )
+
+    group.add_argument(
+        "--backbone", choices=backbones, default="resnet18", help="what both encoders are (default: %(default)s)"
+    )
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="begin the encoders with these weights: imagenet for torchvision's, or checkpoints or state dicts, "
+        "FILE[,FILE] (default: at random)",
+    )
+    group.add_argument(
+        "--freeze", choices=("audio", "visual", "both"), help="leave this encoder, or both, as they begin"
     )
 
     group = parser.add_argument_group("optimisation")
@@ -171,6 +184,9 @@ def training_parser(datasets, fusion_methods, modalities, methods, method_flags)
         "--random_seed", type=at_least(0), default=0, metavar="N", help="initial weights, order, crops (default: 0)"
     )
 
+    group.add_argument(
+        "--compile", action="store_true", help="compile the encoders (torch.compile): slow to begin with, then faster"
+    )
     group.add_argument("--amp", choices=("bf16",), help="train the encoders in bfloat16 (autocast; default: float32)")
     group.add_argument(
         "--deterministic",

@@ -13,7 +13,7 @@ from utils.training import checkpoint
 OF_THE_DATA = {"dataset", "audio_path", "visual_path", "split_path", "fps", "num_frame", "image_size", "batch_size"}
 OF_THE_DATA |= {"val_ratio", "random_seed"}
 OF_THE_MODEL = {"method", "modality", "modulation", "no_mgt", "no_ugt", *(flag.name for flag in flags())}
-OF_THE_MODEL |= {"fusion_method", "deterministic"}
+OF_THE_MODEL |= {"fusion_method", "backbone", "deterministic"}
 
 
 def load_model(path, typed):

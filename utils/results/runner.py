@@ -133,7 +133,7 @@ class Runner:
 
     def __init__(self, runs, jobs):
         self.runs, self.jobs = {name: (each, settings_of(each)) for name, each in runs.items()}, jobs
-        self.slots, self.processes, self.lock = SimpleQueue(), set(), threading.Lock()
+        self.slots, self.processes, self.lock = SimpleQueue(), set(), threading.RLock()
         self.failure = None  # what ended it all: the first run that failed, or a signal
         for environment in environments(jobs):
             self.slots.put(environment)
@@ -159,12 +159,14 @@ class Runner:
             raise self.failure
 
     def receive(self, number, _):
-        self.stop(Interrupted(number, "interrupted; the same command goes on"))
+        self.stop(Interrupted(number, "interrupted; the same command goes on"), again=True)
 
-    def stop(self, failure):
-        """End what runs, which saves itself, and begin nothing more."""
-        self.failure = self.failure or failure
+    def stop(self, failure, again=False):
+        """End what runs, which saves itself, and begin nothing more; a run that is told twice ends without saving."""
         with self.lock:
+            if self.failure and not again:
+                return
+            self.failure = self.failure or failure
             for process in self.processes:
                 process.terminate()
 
@@ -220,7 +222,8 @@ class Runner:
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, **files)
                 self.processes.add(process)
         status = process.wait()
-        self.processes.discard(process)
+        with self.lock:
+            self.processes.discard(process)
         if status and self.jobs == 1:
             sys.exit(status if status > 0 else 128 - status)
         if status:

@@ -5,14 +5,15 @@ from pathlib import Path
 
 from dataset import DATASETS
 from methods import METHODS, describe, flags, resolve
-from models import FUSION_MODULES, MODALITIES
+from models import BACKBONES, FUSION_MODULES, MODALITIES
 from utils import options
 from utils.errors import InputError
 
 
 def training_parser():
     """The parser of main_dgl.py."""
-    return options.training_parser(tuple(DATASETS), tuple(FUSION_MODULES), MODALITIES, tuple(METHODS), flags())
+    tables = (DATASETS, FUSION_MODULES, MODALITIES, BACKBONES, METHODS)
+    return options.training_parser(*map(tuple, tables), flags())
 
 
 def validation_parser():

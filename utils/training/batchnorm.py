@@ -22,7 +22,9 @@ def refuse_single_values(args, dataset):
 
 @torch.no_grad()
 def refresh_batchnorm(model, batches):
-    """Set the running statistics of every BatchNorm to their plain average over `batches`, with the weights of now.
+    """Set BatchNorm's running statistics to their plain average over `batches`, with the weights of now.
+
+    Those of frozen encoders stay.
 
     Running averages lag about ten steps behind the weights, which at the learning rates of early training costs tens
     of points of accuracy in evaluation ("precise BatchNorm", Wu and Johnson 2021, arXiv 2105.07576, section 3).
@@ -32,12 +34,12 @@ def refresh_batchnorm(model, batches):
         batches: pairs of spectrogram (B, 1, F, T) and frames (B, 3, N, H, W) of equal B; with none the running
             statistics stay. Several processes average theirs.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    model.train()
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training]
     momenta = [layer.momentum for layer in layers]
     for layer in layers if batches else ():
         layer.reset_running_stats()
         layer.momentum = None  # PyTorch's way to say: a plain average of all batches
-    model.train()
     for spectrogram, frames in batches:
         model(spectrogram, frames)
     for layer, momentum in zip(layers, momenta, strict=True):

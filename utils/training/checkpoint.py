@@ -72,20 +72,7 @@ def load(path):
     Raises:
         InputError: `path` is missing or no checkpoint.
     """
-    if not os.path.exists(path):
-        where = looked_in(path)
-        raise InputError(
-            f"{path}: no such file{where}; --ckpt_path wants a checkpoint, which main_dgl.py --train writes"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.load muses about pickles that it then refuses
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        reason = "no checkpoint, or one that would run code; only weights and plain settings are loaded"
-        raise InputError(f"{path}: {reason}; give best.pth of a run") from None
-    except Exception as error:  # torch.load raises nearly anything on a file that is no checkpoint
-        raise InputError(f"{path}: not a checkpoint ({first_line(error)}); give best.pth of a run") from None
+    checkpoint = read(path)
     weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise InputError(f"{path}: not a checkpoint of this project (no model in it); give best.pth of a run")
@@ -107,6 +94,28 @@ def load(path):
         settings |= {name: checkpoint[name] for name in ("modulation", "alpha") if name in checkpoint}
         checkpoint |= {"model": weights, "settings": settings}
     return checkpoint | {"authors": authors}
+
+
+def read(path):
+    """What torch.save has put into a file, on to the CPU, running no code from it.
+
+    Raises:
+        InputError: `path` is missing, or holds something else.
+    """
+    if not os.path.exists(path):
+        where = looked_in(path)
+        raise InputError(
+            f"{path}: no such file{where}; --ckpt_path wants a checkpoint, which main_dgl.py --train writes"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.load muses about pickles that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        reason = "no checkpoint, or one that would run code; only weights and plain settings are loaded"
+        raise InputError(f"{path}: {reason}; give best.pth of a run") from None
+    except Exception as error:  # torch.load raises nearly anything on a file that is no checkpoint
+        raise InputError(f"{path}: not a checkpoint ({first_line(error)}); give best.pth of a run") from None
 
 
 def digest(tensors):

@@ -54,6 +54,21 @@ def choose_device(device="auto", gpu_ids=()):
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def compile_when_run(modules, device):
+    """Have modules compiled when they run first, by torch.compile; their names and checkpoints stay as they are.
+
+    Raises:
+        InputError: nothing can be compiled here, for want of a compiler, say.
+    """
+    try:
+        torch.compile(torch.nn.ReLU())(torch.ones(1, device=device))
+    except Exception as error:  # whatever compilers raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise InputError(f"--compile: does not run here ({reason}); leave it out") from None
+    for module in modules:
+        module.compile()
+
+
 def set_precision(deterministic):
     """On CUDA: TF32 and the fastest convolutions that cuDNN finds, or if `deterministic` the same bits each time."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic

@@ -145,6 +145,9 @@ class Run:
         What is measured of the gradients, (4,), is that of the step's larger update where it has several.
         """
         self.shared.reduce_fusion()
+        for name in self.model.frozen:
+            for parameter in getattr(self.model, name).parameters():
+                parameter.grad = None  # neither clipped with the others nor weight decay
         unmeasured = torch.full((3,), float("nan"), device=self.device)
         magnitudes = gradient_norms(self.model) if self.args.use_tensorboard else unmeasured
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=40)
