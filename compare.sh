@@ -2,7 +2,7 @@
 # DGL beside its baselines: methods x alphas x seeds on one dataset, then a table and pictures: means, and how sure the
 # differences are. Everything but the training rule is the same: data, encoders, initial weights, schedule, evaluation.
 # Hardware:  as the dataset's own script.
-# Time:      methods x seeds times that of one run: docs/comparison.md.
+# Time:      methods x seeds times that of one run; a whole comparison has not been measured.
 # Writes:    $out/comparison.md, .csv, .png, curves.png and, with several alphas, alpha.png; a folder per run beside
 #            them.
 # Finished runs are not repeated, others go on where they stopped: interrupt it, or add a seed, and start it again.

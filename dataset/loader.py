@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from dataset import build_dataset
 from dataset.cache import prepare
+from utils.errors import SIGNALS
 from utils.pool import cores
 from utils.training import distributed
-from utils.training.interruption import Interruption
 from utils.training.seeds import derived_seed
 
 
@@ -42,7 +42,7 @@ class BatchSampler(Sampler):
 
 def ignore_signals(_):
     """Leave SIGINT and SIGTERM, which a terminal or a cluster sends to every process, to the one that trains."""
-    for number in Interruption.SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -230,11 +230,11 @@ def build(args, n_classes, prepare=False):
     model = AVClassifier(n_classes, args.fusion_method, args.modality, args.backbone)
     method = build_method(args, model)
     if prepare:
-        from models.pretrained import begin_with
-
-        model.frozen = [net for net, modality in ENCODERS.items() if args.freeze in (modality, "both")]
-        model.frozen = [net for net in model.frozen if hasattr(model, net)]
+        encoders = [net for net in ENCODERS if hasattr(model, net)]
+        model.frozen = [net for net in encoders if args.freeze in (ENCODERS[net], "both")]
         if args.weights:
+            from models.pretrained import begin_with
+
             begin_with(model, args.weights, args.backbone)
         method.prepare(model)
     return model, method

@@ -29,7 +29,9 @@ def begin_with(model, weights, backbone):
         found = published(backbone) if source == "imagenet" else tensors_in(source)
         parts = {name: part_of(found, f"{name}.") for name in ENCODERS}
         if not any(parts.values()):
-            parts = dict.fromkeys(ENCODERS, {key: value for key, value in found.items() if CLASSIFIER not in key[:3]})
+            parts = dict.fromkeys(
+                ENCODERS, {key: value for key, value in found.items() if not key.startswith(CLASSIFIER)}
+            )
         taken = [name for name in encoders if parts[name]]
         if not taken:
             raise InputError(f"--weights {source}: has no encoder that this model has; give another file")

@@ -16,12 +16,20 @@ class InputError(Exception):
     """A bad flag, file or folder. The message is one line that names it and the remedy."""
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # with which terminals and clusters end a job
+
+
 class Interrupted(Exception):
     """A run that a signal ended between two steps. `number` is the signal's, the message says how to go on."""
 
     def __init__(self, number, message=""):
         super().__init__(message)
         self.number = number
+
+
+def heed(receive):
+    """Have `receive` called at SIGNALS, less those that are ignored, SIGHUP under nohup -> {number: handler before}."""
+    return {number: signal.signal(number, receive) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
 
 
 class OneLineParser(argparse.ArgumentParser):

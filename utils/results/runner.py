@@ -26,7 +26,7 @@ from typing import NamedTuple
 from dataset import fill_defaults
 from methods import METHODS, VARIANTS, check_flags, flags, resolve
 from utils import options
-from utils.errors import InputError, Interrupted, OneLineParser, run
+from utils.errors import InputError, Interrupted, OneLineParser, heed, run
 from utils.options import at_least
 from utils.pool import cores
 from utils.results import folder
@@ -36,7 +36,6 @@ UNIMODAL = [name for name, entry in METHODS.items() if entry.modality != "full"]
 ABLATIONS = [name for name in METHODS if name in VARIANTS["dgl"] and name not in UNIMODAL]
 GROUPS = {"all": [*METHODS], "unimodal": UNIMODAL, "ablations": ABLATIONS}
 GROUPS["baselines"] = [name for name in METHODS if name not in {*UNIMODAL, *ABLATIONS, "dgl"}]
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Planned(NamedTuple):
@@ -145,7 +144,7 @@ class Runner:
             InputError, SystemExit: one failed; those beside it have been stopped, and can go on.
             Interrupted: a signal has come, likewise.
         """
-        handlers = {number: signal.signal(number, self.receive) for number in SIGNALS if not ignored(number)}
+        handlers = heed(self.receive)
         futures = {}
         try:
             with ThreadPoolExecutor(self.jobs) as pool:
@@ -230,10 +229,6 @@ class Runner:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             reason = last[0].removeprefix("error: ") if last else f"exit status {status}"
             raise InputError(f"{path}: {reason} (all it said: {log})")
-
-
-def ignored(number):
-    return signal.getsignal(number) == signal.SIG_IGN
 
 
 def is_older(paths, than):

@@ -4,27 +4,25 @@ import os
 import signal
 import time
 
-from utils.errors import Interrupted
+from utils.errors import Interrupted, heed
 from utils.training import distributed
 
 
 class Interruption:
-    """A context in which the first of SIGNALS waits for `check`; a second one ends the process as usual.
+    """A context in which the first of utils.errors.SIGNALS waits for `check`; a second one ends the process as usual.
 
     The weights are in order between two steps only, so that is where a run is stopped. A cluster may send one signal to
     a script and to what it runs, and the script passes it on: what comes within TOGETHER is the same one. A signal that
     was ignored when the process began, SIGHUP under nohup, is left alone.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     TOGETHER = 2  # s
 
     def __init__(self):
         self.received = None
 
     def __enter__(self):
-        heeded = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        self.handlers = {number: signal.signal(number, self.receive) for number in heeded}
+        self.handlers = heed(self.receive)
         return self
 
     def __exit__(self, *_):
