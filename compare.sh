@@ -38,7 +38,7 @@ case $dataset in
     lists=train_test_data/AV-MNIST/takes6
     "$PYTHON" data/AVMNIST/make_pairs.py --takes 6 --split_path "$lists" >&2
     flags=(--dataset AVMNIST --split_path "$lists" --val_ratio 0.2 --num_frame 1 --image_size 32
-      --batch_size 16 --epochs 12 --learning_rate 0.01 --lr_decay_step '[9]')
+      --batch_size 16 --epochs 8 --learning_rate 0.01 --lr_decay_step '[6]')
     ;;
   *)
     flags=(--dataset "$dataset" --epochs 100 --batch_size 64 --learning_rate 0.002 --lr_decay_step '[70]')

@@ -13,7 +13,7 @@ from argparse import Namespace
 from functools import partial
 
 from dataset import DATASETS, build_dataset, fill_defaults
-from methods import build, check_flags, describe, resolve
+from methods import build, check_flags, resolve
 from utils import options
 from utils.errors import InputError, run
 from utils.files import looked_in
@@ -51,7 +51,7 @@ from utils.results.evaluation import BRANCHES, class_names, evaluate, held_out_l
 from utils.results.journal import Journal
 from utils.training import checkpoint, distributed
 from utils.training.batchnorm import refresh_batchnorm, refuse_single_values
-from utils.training.device import choose_device, compile_when_run, set_precision, to_device
+from utils.training.device import choose_device, compile_when_run, set_precision
 from utils.training.measurement import WatchedLosses
 from utils.training.run import Run, best_of
 
@@ -195,27 +195,12 @@ def test(run, chosen_on):
     return result, predictions, class_names(loader.dataset.classes, DATASETS[run.args.dataset].n_classes)
 
 
-def show_gradients(args):
-    """Print which loss reaches which module with these settings, and how strongly: one batch, initial weights."""
-    from utils.results.gradient_report import as_table, gradient_report
-
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("torchrun: --gradient_report takes one process; start it with python")
-    device = choose_device(args.device, args.gpu_ids)
-    set_precision(args.deterministic)
-    model, method = initial_model(args, device)
-    loaders = {split: build_loader(args, split, device) for split in ("train", *method.splits)}
-    method.begin_epoch(0, model, loaders, device)
-    method.epoch = getattr(args, "modulation_starts", 0)
-    batch = to_device(next(iter(loaders["train"])), device)
-    print(f"{settings.label(*describe(vars(args)))}: L2 norm of the gradient that each loss sends to each module")
-    print(as_table(gradient_report(method, model.train(), *batch)))
-
-
 def main(flags=None):
     args, typed = flags or parse_flags()
     if args.gradient_report:
-        show_gradients(fill_defaults(args))
+        from utils.results.gradient_report import show_gradients
+
+        show_gradients(fill_defaults(args), initial_model)
     elif args.train:
         device = choose_device(args.device, args.gpu_ids)
         with distributed.processes(device), folder.opened(fill_defaults(args)):

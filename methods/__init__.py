@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from models import ENCODERS
+from models import ENCODERS, check_encoders
 from utils.errors import InputError
 from utils.options import at_least, one_of, share, three_weights
 
@@ -170,9 +170,7 @@ def resolve(settings):
 
 
 def check_flags(args, typed):
-    """Refuse flags of other methods than args.method, and to train without those that it needs.
-
-    Those that the authors' scripts always have are a warning.
+    """Refuse flags of other methods, warn of those that authors' scripts always have, and refuse what needs more flags.
 
     Args:
         args: the settings, resolved.
@@ -182,26 +180,18 @@ def check_flags(args, typed):
         InputError: names the flag and what to leave out.
     """
     for flag, owners in flags().items():
-        if flag.name in typed and args.method not in owners:
-            if flag.name not in AUTHORS_FLAGS:
-                raise InputError(
-                    f"--{flag.name}: of --method {' or '.join(owners)}, not of {args.method}; leave it out"
-                )
-            print(f"warning: --{flag.name}: no effect with --method {args.method}", file=sys.stderr)
+        if flag.name not in typed or args.method in owners:
+            continue
+        if flag.name not in AUTHORS_FLAGS:
+            raise InputError(f"--{flag.name}: of --method {' or '.join(owners)}, not of {args.method}; leave it out")
+        print(f"warning: --{flag.name}: no effect with --method {args.method}", file=sys.stderr)
     entry = METHODS[args.method]
     if entry.own_fusion and args.fusion_method != "concat":
-        raise InputError(
-            f"--fusion_method {args.fusion_method}: --method {args.method} has a fusion of its own; leave it out"
-        )
+        raise InputError(f"--fusion_method {args.fusion_method}: --method {args.method} has its own; leave it out")
     for need in entry.needs if args.train or args.gradient_report else ():
         if not any(getattr(args, name) for name in need.split(" or ")):
             raise InputError(f"--method {args.method}: needs --{need.replace(' or ', ' or --')}; add it")
-    if args.freeze and args.method == "relearn":
-        raise InputError(f"--freeze {args.freeze}: --method relearn changes both encoders; leave it out")
-    if args.freeze in ENCODERS.values() and entry.modality not in ("full", args.freeze):
-        raise InputError(f"--freeze {args.freeze}: --method {args.method} has no such encoder; leave it out")
-    if args.fusion_method == "bilinear" and args.backbone == "resnet50":
-        raise InputError("--fusion_method bilinear: 34 GB of weights with --backbone resnet50; take another of the two")
+    check_encoders(args)
     starts, ends = getattr(args, "modulation_starts", 0), getattr(args, "modulation_ends", math.inf)
     if starts > ends:
         raise InputError(f"--modulation_starts {starts}: after --modulation_ends {ends}; lower it")

@@ -1,12 +1,41 @@
 """Which loss reaches which module, and how strongly: a training rule made visible by running its step."""
 
 import copy
+import os
 
 import torch
 
+from dataset.loader import build_loader
+from methods import describe
+from utils.errors import InputError
+from utils.results import settings
+from utils.training.device import choose_device, set_precision, to_device
 from utils.training.measurement import MODULES, WatchedLosses, gradient_norms
 
 LOSSES = ("L_m", "L_a", "L_v")
+
+
+def show_gradients(args, initial_model):
+    """Print the report of these settings on one batch, with initial weights; nothing is trained.
+
+    Args:
+        args: settings, with their defaults filled in.
+        initial_model: makes model and training rule from settings and a device.
+
+    Raises:
+        InputError: there are several processes, or what `initial_model` or the clips raise.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("torchrun: --gradient_report takes one process; start it with python")
+    device = choose_device(args.device, args.gpu_ids)
+    set_precision(args.deterministic)
+    model, method = initial_model(args, device)
+    loaders = {split: build_loader(args, split, device) for split in ("train", *method.splits)}
+    method.begin_epoch(0, model, loaders, device)
+    method.epoch = getattr(args, "modulation_starts", 0)
+    batch = to_device(next(iter(loaders["train"])), device)
+    print(f"{settings.label(*describe(vars(args)))}: L2 norm of the gradient that each loss sends to each module")
+    print(as_table(gradient_report(method, model.train(), *batch)))
 
 
 def gradient_report(method, model, spectrogram, frames, label):
