@@ -15,7 +15,7 @@ import main_dgl
 from models import backbone
 from models.backbone import ResNet18
 from models.basic_model import AVClassifier
-from tests.conftest import SMALL, SmallEncoder, data_flags, run_here
+from tests.conftest import SMALL, SmallEncoder, data_flags, make_small, run_here
 from utils.results import evaluation
 from utils.training import distributed, statistics
 from utils.training import run as training_run
@@ -57,6 +57,7 @@ def train_all(corpus, out):
     """Every one of RUNS into a folder below `out`, in batches of 17 and 1."""
     with distributed.processes(torch.device("cpu")), pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "processes", nullcontext)  # of one launch they are joined once
+        make_small(patch)
         build, train = main_dgl.initial_model, AVClassifier.train
         patch.setattr(main_dgl, "initial_model", lambda *arguments: in_float64(*build(*arguments)))
         patch.setattr(AVClassifier, "train", lambda model, mode=True: train(model, False))

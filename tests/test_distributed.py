@@ -11,17 +11,20 @@ import pytest
 import main_dgl
 import valid
 from dataset import DATASETS
-from tests.conftest import ROOT, SMALL, data_flags, run_here
+from tests import launcher
+from tests.conftest import ROOT, SMALL, data_flags, run_fork, run_here
 from tests.distributed_runs import RUNS, train_all
 from tests.rules import write_teachers
 from utils.training import checkpoint
 
 
-def torchrun(*arguments):
-    """Two processes on this machine. Returns the finished launcher."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
+def torchrun(*arguments, python=None):
+    """Two processes on this machine, with `python` in forks that it makes. Returns the finished launcher."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
+    if python:
+        return run_fork(*command, check=False, environment=environment | {launcher.PYTHON: str(python)})
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +80,11 @@ def test_several_gpus_in_one_process_are_refused_with_the_command(capsys, tmp_pa
         (["--split_path", "nowhere", "--ckpt_path", "none"], "no such list"),
     ],
 )
-def test_what_the_first_process_refuses_is_said_once(runs, flag, message):
+def test_what_the_first_process_refuses_is_said_once(runs, forking, flag, message):
     """Both processes find it; one says so, and neither waits for the other."""
     flags = [*data_flags(runs / "corpus"), *SMALL, *flag[:-1], runs / flag[-1]]
-    done = torchrun("main_dgl.py", "--train", "--device", "cpu", *flags)
+    python = forking / ".venv" / "bin" / "python"
+    done = torchrun("main_dgl.py", "--train", "--device", "cpu", *flags, python=python)
     assert done.returncode == 1 and 'main_dgl.py", line' not in done.stderr  # torchrun adds a traceback of its own
     assert [message in line for line in done.stderr.splitlines() if line.startswith("error: ")] == [True]
 

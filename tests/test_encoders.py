@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import urllib.request
+from functools import partialmethod
 from urllib.error import URLError
 
 import pytest
@@ -187,6 +188,8 @@ FLAGS = {
 def test_interrupted_resumed_and_validated(few, tmp_path, small, monkeypatch, capsys, name):
     """To the bit, and rebuilt from the checkpoint alone; without the flag the run is refused."""
     monkeypatch.setattr(backbone, "ResNet34", SmallEncoder)
+    compiled = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # spares a minute of C++
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
     checkpoint.save(tmp_path / "begun.pth", small_model(seed=3, n_classes=6), {}, epoch=None, classes=[])
     own = [str(tmp_path / "begun.pth") if word == "WEIGHTS" else word for word in FLAGS[name]]
     common = ["--train", *data_flags(few), *SMALL, "--batch_size", 2, "--num_workers", 0, "--epochs", 2]
