@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from methods import build_method, resolve
 from models import backbone
 from tests import launcher
 from utils.errors import run
+from utils.files import release, take_lock
 from utils.results.settings import training_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,7 +121,13 @@ class SmallEncoder(nn.Sequential):
 
     def __init__(self, in_channels):
         first = nn.Conv2d(in_channels, 8, 5, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU()
-        super().__init__(*first, nn.Conv2d(8, 512, 3, stride=2, bias=False), nn.BatchNorm2d(512), nn.ReLU())
+        super().__init__(*first, nn.Conv2d(8, self.dim, 3, stride=2, bias=False), nn.BatchNorm2d(self.dim), nn.ReLU())
+
+
+class NarrowEncoder(SmallEncoder):
+    """For bilinear fusion, which takes a gigabyte in float64 of features as wide as ResNet-18's."""
+
+    dim = 64
 
 
 def make_small(patch):
@@ -158,20 +166,42 @@ def forking(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def raw_corpus(tmp_path_factory):
-    """24 clips in CREMA-D's raw form: VideoFlash and AudioWAV."""
-    librosa.resample(np.ones(8, np.float32), orig_sr=1, target_sr=2)  # imported here, not by each process that decodes
-    root = tmp_path_factory.mktemp("corpus") / "CREMA-D"
-    run_script("data/demo/make_clips.py", "--root", root, "--clips_per_class", 4)
-    return root
+def once(tmp_path_factory):
+    """Makes a folder that all processes of the tests share: by `make(folder)`, in the first one that asks for it."""
+    folder = tmp_path_factory.getbasetemp()
+    common = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def shared(name, make):
+        lock = take_lock(common / f"{name}.lock", wait=True)
+        if not (common / f"{name}.made").exists():
+            (common / name).mkdir()
+            make(common / name)
+            (common / f"{name}.made").touch()
+        release(lock)
+        return common / name
+
+    return shared
 
 
 @pytest.fixture(scope="session")
-def corpus(raw_corpus):
+def raw_corpus(once):
+    """24 clips in CREMA-D's raw form: VideoFlash and AudioWAV."""
+    librosa.resample(np.ones(8, np.float32), orig_sr=1, target_sr=2)  # imported here, not by each process that decodes
+    make = ["data/demo/make_clips.py", "--clips_per_class", 4, "--root"]
+    return once("raw", lambda folder: run_script(*make, folder / "CREMA-D")) / "CREMA-D"
+
+
+@pytest.fixture(scope="session")
+def corpus(raw_corpus, once):
     """The same with frames extracted and split, 18 clips to train and 6 to test; not to be changed by a test."""
-    run_script("data/CREMAD/video_preprocessing.py", "--root", raw_corpus)
-    run_script("data/CREMAD/make_split.py", "--root", raw_corpus, "--split_path", raw_corpus, "--test_ratio", 0.25)
-    return raw_corpus
+
+    def make(folder):
+        shutil.copytree(raw_corpus, folder / "CREMA-D")
+        flags = ["--root", folder / "CREMA-D"]
+        run_fork("data/CREMAD/video_preprocessing.py", *flags)
+        run_fork("data/CREMAD/make_split.py", *flags, "--split_path", folder / "CREMA-D", "--test_ratio", 0.25)
+
+    return once("corpus", make) / "CREMA-D"
 
 
 @pytest.fixture(scope="session")
@@ -187,8 +217,13 @@ def few(corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained(corpus, tmp_path_factory):
-    """A run of two epochs on the corpus: (its checkpoint folder, the training process)."""
-    folder = tmp_path_factory.mktemp("ckpt")
-    flags = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01, "--ckpt_path", folder]
-    return folder, run_fork("main_dgl.py", "--train", *data_flags(corpus), *SMALL, *flags)
+def trained(corpus, once):
+    """A run of two epochs on the corpus: (its checkpoint folder, what it printed); not to be changed by a test."""
+
+    def make(folder):
+        flags = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01, "--ckpt_path", folder / "run"]
+        done = run_fork("main_dgl.py", "--train", *data_flags(corpus), *SMALL, *flags)
+        (folder / "output").write_text(done.stdout)
+
+    folder = once("trained", make)
+    return folder / "run", (folder / "output").read_text()

@@ -13,11 +13,13 @@ from argparse import Namespace
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from methods import build, resolve
-from models import FUSION_MODULES
+from models import FUSION_MODULES, backbone
+from tests.conftest import NarrowEncoder
 from tests.rules import loaders_of, write_teachers
 from utils.results.settings import training_parser
 from utils.training.run import build_optimizer
@@ -78,7 +80,10 @@ def golden_run(flags):
         args = training_parser().parse_args([*flags, *teachers, "--learning_rate", "0.01", "--alpha", "3"])
         args = Namespace(**resolve(vars(args)))
         torch.manual_seed(args.random_seed)
-        model, method = build(args, CLASSES, prepare=True)
+        with pytest.MonkeyPatch.context() as patch:
+            if args.fusion_method == "bilinear":
+                patch.setattr(backbone, "ResNet18", NarrowEncoder)
+            model, method = build(args, CLASSES, prepare=True)
     model.double().train()
     optimizer, _ = build_optimizer(model, args)
 

@@ -15,6 +15,7 @@ import torch
 import main_dgl
 from data.CREMAD import make_split
 from dataset import cache, loader
+from tests import launcher
 from tests.conftest import ROOT, SMALL, data_flags, run_here
 from tests.test_cache import items, tree
 from utils import pool, progress
@@ -105,14 +106,16 @@ def test_batches_come_through_pipes_where_shared_memory_ends(corpus, monkeypatch
 
 def test_a_reader_that_is_killed_ends_the_run_in_a_line(few, tmp_path):
     flags = [*data_flags(few), *SMALL, "--num_workers", 1, "--epochs", 1000, "--ckpt_path", tmp_path]
-    command = [sys.executable, "main_dgl.py", "--train", *map(str, flags)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for((tmp_path / "last.pth").exists, process)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    for child in children:
-        os.kill(int(child), signal.SIGKILL)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 2 and len(error.splitlines()) == 1 and "--num_workers" in error, error
+    with open(tmp_path / "error", "w+") as file, open(os.devnull, "w") as nowhere:
+        process = launcher.start(["main_dgl.py", "--train", *map(str, flags)], ROOT, os.environ, nowhere, file)
+        wait_for((tmp_path / "last.pth").exists, process)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
+        status = process.wait()
+        file.seek(0)
+        error = file.read()
+    assert status == 2 and len(error.splitlines()) == 1 and "--num_workers" in error, error
 
 
 def test_a_reader_that_dies_while_a_checkpoint_is_written_does_not_spoil_it(few, tmp_path, small, capsys, monkeypatch):

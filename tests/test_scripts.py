@@ -59,12 +59,12 @@ def accuracies(output):
 
 
 def test_training_writes_log_and_checkpoints(trained):
-    folder, process = trained
+    folder, output = trained
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [0, 1]
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.01, 0.001])  # decays at the epoch given
     assert all(0 <= row[name] <= 1 for row in rows for name in ("fused", "audio", "visual"))
-    assert len([line for line in process.stdout.splitlines() if line.startswith("epoch ")]) == 2
+    assert len([line for line in output.splitlines() if line.startswith("epoch ")]) == 2
     names = ["best.pth", "confusion.png", "curves.png", "last.pth", "log.jsonl", "result.json", "run.json"]
     names += ["skipped.csv"]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -133,19 +133,19 @@ def test_did_you_mean(refused, typed, meant):
 def test_same_seed_same_weights(trained, corpus, tmp_path):
     folder, _ = trained
     flags = ["--epochs", 2, "--lr_decay_step", "1", "--learning_rate", 0.01, "--ckpt_path", tmp_path]
-    run_script("main_dgl.py", "--train", *data_flags(corpus), *SMALL, "--num_workers", 0, *flags)
+    run_fork("main_dgl.py", "--train", *data_flags(corpus), *SMALL, "--num_workers", 0, *flags)
     first, second = (checkpoint.load(path / "last.pth")["model"] for path in (folder, tmp_path))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_result_holds_best_and_last_epoch(trained):
-    folder, process = trained
+    folder, output = trained
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     result = json.loads((folder / "result.json").read_text())
     best = max(rows, key=lambda row: row["fused"])  # the first one where several are best
     for name, row in (("best", best), ("last", rows[-1])):
         assert result[name] == {key: row[key] for key in ("epoch", "fused", "audio", "visual")}
-        assert f"{name} epoch {row['epoch']}:  fused {row['fused']:.4f}" in process.stdout
+        assert f"{name} epoch {row['epoch']}:  fused {row['fused']:.4f}" in output
 
 
 def test_val_ratio_chooses_on_held_out_clips_and_tests_once(corpus, tmp_path, small, monkeypatch):
@@ -211,10 +211,10 @@ def test_other_settings_train_and_validate(corpus, tmp_path, small_encoders, out
     assert bool(list(tmp_path.glob("tensorboard/events*"))) == ("--use_tensorboard" in flags)
 
 
-def test_script_of_the_dataset_runs_with_flags_behind_it(few, tmp_path):
+def test_script_of_the_dataset_runs_with_flags_behind_it(few, forking, tmp_path):
     """cramed_dgl.sh trains and validates; flags typed behind it win."""
     flags = [*data_flags(few), *SMALL, "--epochs", 1, "--alpha", 5, "--ckpt_path", tmp_path]
-    done = run_shell("cramed_dgl.sh", *flags)
+    done = run_shell("cramed_dgl.sh", *flags, project=forking)
     assert "accuracy" in done.stdout
     settings = checkpoint.load(tmp_path / "last.pth")["settings"]
     assert settings["alpha"] == 5 and settings["learning_rate"] == 0.002 and settings["lr_decay_step"] == [70]
