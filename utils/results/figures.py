@@ -41,7 +41,7 @@ def draw_panels(panels, classes):
     every = -(-size // NAMED)
     names = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in classes[::every]]
     margin = 0.6 + 0.08 * max(map(len, names))
-    figure = Figure(figsize=(margin + len(panels) * (side + 0.3) + 0.6, side + margin + 0.3), layout="compressed")
+    figure = Figure(figsize=(margin + len(panels) * (side + 0.3) + 0.6, side + margin + 0.7), layout="compressed")
     axes_of = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     selected = "" if every == 1 else f" ({len(names)} of {size} named)"
     for axes, (title, (label, predicted)) in zip(axes_of, panels.items(), strict=True):

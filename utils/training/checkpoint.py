@@ -103,10 +103,7 @@ def read(path):
         InputError: `path` is missing, or holds something else.
     """
     if not os.path.exists(path):
-        where = looked_in(path)
-        raise InputError(
-            f"{path}: no such file{where}; --ckpt_path wants a checkpoint, which main_dgl.py --train writes"
-        )
+        raise InputError(f"{path}: no such file{looked_in(path)}; give a checkpoint, which main_dgl.py --train writes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.load muses about pickles that it then refuses
