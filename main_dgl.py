@@ -185,11 +185,12 @@ def test(run, chosen_on):
         what result.json holds, and the best epoch's predictions, as `evaluate` returns them, with the classes' names.
     """
     loader, best, last = run.loaders["test"], best_of(run.log), run.log[-1]
-    last = last if chosen_on == "test" else last | evaluate(run.model, loader, run.device)[0]
+    if chosen_on != "test" and last is not best:
+        last = last | evaluate(run.model, loader, run.device)[0]
     with distributed.first_alone():  # the process that wrote it is through with that
         run.model.load_state_dict(checkpoint.load(run.best_path)["model"])
     accuracies, predictions = evaluate(run.model, loader, run.device)
-    rows = (("best", best | accuracies), ("last", last))
+    rows = (("best", best | accuracies), ("last", best | accuracies if last is best else last))
     result = {name: {key: row[key] for key in ("epoch", *BRANCHES)} for name, row in rows}
     result |= {"chosen_on": chosen_on, "settings": vars(run.args)}
     return result, predictions, class_names(loader.dataset.classes, DATASETS[run.args.dataset].n_classes)
