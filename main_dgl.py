@@ -206,7 +206,7 @@ def main(flags=None):
         device = choose_device(args.device, args.gpu_ids)
         with distributed.processes(device), folder.opened(fill_defaults(args)):
             if folder.is_finished(args):
-                print(f"{args.ckpt_path}: finished, {args.epochs} epochs; --overwrite begins anew")
+                print(f"{args.ckpt_path}: finished; --overwrite begins anew")
             else:
                 train(args, device)
     else:

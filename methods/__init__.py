@@ -58,7 +58,7 @@ WINDOW = (
 OGM = (Flag("ogm_alpha", NUMBER, 0.1, "strength of the modulation"), *WINDOW)
 AGM = (
     Flag("agm_alpha", NUMBER, 1.0, "strength of the modulation"),
-    Flag("agm_mask", one_of("shared", "passes"), "shared", "shared: one masked clip; passes: whole batches", "WAY"),
+    Flag("agm_mask", one_of("shared", "passes"), "shared", "shared: one masked clip; passes: whole batches"),
     Flag("agm_ends", COUNT, 20, "last epoch, counted from 0, that is modulated", "EPOCH"),
 )
 PMR = (
@@ -67,11 +67,11 @@ PMR = (
     Flag("pmr_momentum", share, 0.2, "part of the old prototypes in the new, 0 to 1"),
     Flag("pmr_entropy", COUNT, 10, "epochs, from the first, with the entropy", "EPOCHS"),
     Flag("pmr_ends", COUNT, 70, "last epoch, counted from 0, that is rebalanced", "EPOCH"),
-    Flag("pmr_rule", one_of("paper", "code"), "paper", "as the paper, or as the published code", "RULE"),
+    Flag("pmr_rule", one_of("paper", "code"), "paper", "as the paper, or as the published code"),
 )
 MMPARETO = (
     Flag("mmpareto_gamma", NUMBER, 1.5, "factor of the encoders' gradients"),
-    Flag("mmpareto_rescale", one_of("encoder", "tensor"), "encoder", "what has its length restored as one", "PART"),
+    Flag("mmpareto_rescale", one_of("encoder", "tensor"), "encoder", "what has its length restored as one"),
 )
 RELEARN = (
     Flag("relearn_lambda", NUMBER, 3.0, "strength of the way back"),
@@ -92,8 +92,8 @@ GBLEND = (
     Flag("gblend_runs", str, None, "finished runs of joint, audio, visual with --val_ratio", "DIR,DIR,DIR"),
     Flag("gblend_weights", three_weights, None, "weights of joint, audio and visual loss, say 0.2,0.5,0.3", "M,A,V"),
 )
-LFM = (Flag("lfm_weights", one_of("heuristic", "fitted"), "heuristic", "how match is weighted by epoch", "WAY"),)
-MLA = (Flag("mla_projection", one_of("on", "off"), "on", "off: plain alternation, as the published code", "ON"),)
+LFM = (Flag("lfm_weights", one_of("heuristic", "fitted"), "heuristic", "how match is weighted by epoch"),)
+MLA = (Flag("mla_projection", one_of("on", "off"), "on", "off: plain alternation, as the published code"),)
 
 RUNS = {"gblend_runs": "{joint},{audio},{visual}"}
 TEACHERS = {"umt_audio": "{audio}/best.pth", "umt_visual": "{visual}/best.pth"}

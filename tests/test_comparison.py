@@ -152,8 +152,12 @@ def test_runs_below_a_folder_are_told_by_what_sets_them_apart(tmp_path, capsys):
     write_run(tmp_path / "ave" / "dgl", rng, dataset="AVE")
     for path in tmp_path.rglob("best.json"):
         path.unlink()
+    (tmp_path / "cremad" / "ge" / "best.json").write_text(
+        json.dumps({"fused": 0.5, "audio": 0.5, "visual": 0.5} | {"linear_probe": None})
+    )
     run_here(comparison, tmp_path)
-    rows = [line.split(" | ")[:3] for line in capsys.readouterr().out.splitlines() if "| best |" in line]
+    output = capsys.readouterr().out
+    rows = [line.split(" | ")[:3] for line in output.splitlines() if "| best |" in line]
     assert rows == [
         ["| OGM-GE", "-", "1"],
         ["| OGM-GE, ogm_alpha 0.3", "-", "1"],
@@ -161,6 +165,19 @@ def test_runs_below_a_folder_are_told_by_what_sets_them_apart(tmp_path, capsys):
         ["| DGL, dataset AVE", "4", "1"],
         ["| DGL, learning_rate 0.5", "4", "1"],
     ]
+    assert "Rows that say nothing else: dataset CREMAD, learning_rate 0.001, ogm_alpha 0.1." in output
+    assert "cremad/dgl-0, cremad/dgl-1, cremad/dgl-2 | " in (tmp_path / "comparison.md").read_text()
+
+
+def test_the_reference_is_found_by_its_method(tmp_path, capsys):
+    """Whatever it is called: beside more runs of other settings than its own."""
+    rng = np.random.default_rng(0)
+    write_runs(tmp_path, {"joint": (range(2), 0.5), "dgl": (range(2), 0.6)}, rng)
+    for k in range(5):
+        write_run(tmp_path / f"ave{k}", rng, dataset="AVE", random_seed=k)
+    run_here(comparison, tmp_path, "--reference", "joint")
+    output = capsys.readouterr().out
+    assert "minus joint, dataset CREMAD" in output and "| DGL, dataset CREMAD | 4 | 2 | best | " in output
 
 
 def test_no_alpha_picture_of_a_single_alpha(tmp_path):
@@ -178,13 +195,11 @@ def spoil(folder, damage):
         (folder / "run" / "log.jsonl").unlink()
     elif damage == "half a figure":
         (folder / "run" / "last.json").write_text('{"fused": 0.')
-    elif damage == "no probe":
-        (folder / "run" / "last.json").write_text('{"fused": 0.5, "audio": 0.5, "visual": 0.5, "linear_probe": null}')
     else:
         write_run(folder / "run2", rng)
 
 
-@pytest.mark.parametrize("damage", ["no run", "no log", "half a figure", "no probe", "same seed"])
+@pytest.mark.parametrize("damage", ["no run", "no log", "half a figure", "same seed"])
 def test_bad_folders_are_one_line(tmp_path, capsys, damage):
     spoil(tmp_path, damage)
     with pytest.raises(SystemExit) as end:
@@ -280,7 +295,7 @@ def test_differences_from_the_reference(tmp_path, capsys):
     table = (tmp_path / "comparison.md").read_text()
     assert f"{100 * mean:+.1f}* | {100 * low:+.1f} to {100 * high:+.1f} | {p:.3f} |" in table
     assert (
-        "| fused, less joint+uni | 95 % | p |" in table
+        "| fused, minus joint+uni | 95 % | p |" in table
         and "in common: AGM, joint." not in table
         and "joint, AGM." in table
     )
@@ -293,7 +308,7 @@ def test_differences_from_the_reference(tmp_path, capsys):
 
     run_here(comparison, tmp_path, "--reference", "dgl")
     picture = cv2.imread(str(tmp_path / "comparison.png"))
-    assert (picture == [40, 39, 214]).all(axis=2).any() and "less DGL, alpha 4" in capsys.readouterr().out
+    assert (picture == [40, 39, 214]).all(axis=2).any() and "minus DGL, alpha 4" in capsys.readouterr().out
 
 
 REFERENCES = {"none": ("dgl2", "none of"), "not there": ("agm", "no finished run"), "two alphas": ("dgl", "several")}

@@ -48,7 +48,7 @@ def test_an_edit_has_a_folder_of_its_own(train, tmp_path):
 def test_the_same_again_is_left_alone_or_goes_on(train, tmp_path):
     train()
     before = (tmp_path / BASE / "last.pth").read_bytes()
-    assert "finished, 1 epochs" in train() and (tmp_path / BASE / "last.pth").read_bytes() == before
+    assert "finished; --overwrite" in train() and (tmp_path / BASE / "last.pth").read_bytes() == before
     assert "resuming in epoch 1" in train("--epochs", 2)
     assert len(record(tmp_path / BASE)["starts"]) == 2
     assert not (tmp_path / BASE / ".lock").exists()

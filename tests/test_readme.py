@@ -27,7 +27,9 @@ OTHERS = {
     "--nproc_per_node",
     "--include",
     "--logdir",
-}  # flags of torchrun, grep, tensorboard
+    "--array",
+    "--dependency",
+}  # flags of torchrun, grep, tensorboard, Slurm
 
 
 def project_files(pattern):

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from utils.errors import InputError
 
@@ -134,13 +135,13 @@ def is_locked(folder):
 def exclusive(folder, flag):
     """Make `folder` if need be, and keep other runs out of it until the block or the process ends.
 
-    One that was made, and is empty when the block ends, is removed.
+    What was made of it, and is empty when the block ends, is removed.
 
     Raises:
         InputError: another run is in it, or it cannot be made; the message names `flag` as the one to change.
     """
-    deadline, made = time.monotonic() + LOCKED_FOR, not os.path.isdir(folder)
-    path = os.path.join(folder, LOCK)
+    deadline, path = time.monotonic() + LOCKED_FOR, os.path.join(folder, LOCK)
+    made = [each for each in (Path(folder), *Path(folder).parents) if not each.is_dir()]
     try:
         os.makedirs(folder, exist_ok=True)
         while True:
@@ -160,6 +161,6 @@ def exclusive(folder, flag):
     finally:
         with suppress(OSError):  # another run may be beginning
             os.remove(path)
-            if made:
-                os.rmdir(folder)
+            for each in made:
+                each.rmdir()
         release(descriptor)

@@ -63,6 +63,7 @@ def one_of(*words):
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
         return text
 
+    word.metavar = f"{{{','.join(words)}}}"
     return word
 
 
@@ -213,7 +214,7 @@ def training_parser(datasets, fusion_methods, modalities, backbones, methods, me
             f"--{flag.name}",
             type=flag.type,
             default=flag.default,
-            metavar=flag.metavar,
+            metavar=flag.metavar or getattr(flag.type, "metavar", None),
             help=f"{', '.join(owners)}: {flag.help}" + ("" if default is None else f" (default: {default})"),
         )
 

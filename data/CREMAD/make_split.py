@@ -88,11 +88,12 @@ def main():
     args = parser.parse_args()
 
     sounds, pictures = args.root / "AudioWAV", outputs_of(args) / "Image-01-FPS"
-    for folder in (sounds, pictures):
+    for folder, remedy in (
+        (sounds, "get it as data/CREMAD/README.md says"),
+        (pictures, "run video_preprocessing.py first"),
+    ):
         if not folder.is_dir():
-            raise InputError(
-                f"{folder}: no such folder{looked_in(folder)}; run video_preprocessing.py first, or change --root"
-            )
+            raise InputError(f"{folder}: no such folder{looked_in(folder)}; {remedy}, or change --root")
     sounds = {path.stem for path in sounds.glob("*.wav")}
     pictures = {path.name for path in pictures.iterdir() if not path.name.startswith(".")}
     clips = {clip_id: parse_id(clip_id) for clip_id in sounds & pictures}

@@ -30,8 +30,8 @@ COLUMNS = {
     "fused": lambda figures: figures["fused"],
     "audio": lambda figures: figures["audio"],
     "visual": lambda figures: figures["visual"],
-    "probe audio": lambda figures: figures["linear_probe"].get("audio"),
-    "probe visual": lambda figures: figures["linear_probe"].get("visual"),
+    "probe audio": lambda figures: (figures["linear_probe"] or {}).get("audio"),
+    "probe visual": lambda figures: (figures["linear_probe"] or {}).get("visual"),
 }
 
 # What runs differ in without a word: what the table's rows are told by, what decides nothing, and what is measured.
@@ -100,13 +100,18 @@ def apart(settings):
     Args:
         settings: of every run.
     """
-    names = sorted(set().union(*settings) - VARIED)
-    values = {name: Counter(shown(each[name]) for each in settings if name in each) for name in names}
-    usual = {name: counted.most_common(1)[0][0] for name, counted in values.items()}
+    most = usual(settings)
     return [
-        "".join(f", {name} {shown(each[name])}" for name in names if name in each and shown(each[name]) != usual[name])
+        "".join(f", {name} {shown(each[name])}" for name in most if name in each and shown(each[name]) != most[name])
         for each in settings
     ]
+
+
+def usual(settings):
+    """Of what runs differ in, beside method, alpha and seed, the value that most of them have -> {name: as shown}."""
+    names = sorted(set().union(*settings) - VARIED)
+    values = {name: Counter(shown(each[name]) for each in settings if name in each) for name in names}
+    return {name: counted.most_common(1)[0][0] for name, counted in values.items() if len(counted) > 1}
 
 
 def read_hits(path):
@@ -133,14 +138,16 @@ def find_reference(runs, name):
     """
     if name is not None and name not in METHODS:
         raise InputError(f"--reference {name}: none of {' '.join(METHODS)}; name one of them")
-    keys = [key for key in runs if key[0] == METHODS[name or REFERENCE].label]
+    wanted = name or REFERENCE
+    keys = [key for key, entries in runs.items() if entries[0]["settings"]["method"] == wanted]
+    keys = [key for key in keys if key[0] == METHODS[wanted].label] or keys  # with the usual settings, where it is
     if name is not None and not keys:
         raise InputError(
             f"--reference {name}: no finished run of it; name a method that ran, or run compare.sh with it"
         )
-    if len(keys) > 1:
-        raise InputError(f"--reference {name}: it ran with several alphas; name a method with one setting")
-    return keys[0] if keys else None
+    if name is not None and len(keys) > 1:
+        raise InputError(f"--reference {name}: it ran with several settings; name a method with one")
+    return keys[0] if len(keys) == 1 else None
 
 
 def compare(runs, reference):
@@ -218,7 +225,7 @@ def markdown(rows, reference):
         return [f"{mean}{CLEAR * found.clear}", f"{low} to {high}", f"{found.p:.3f}"]
 
     heads = ["method", "alpha", "seeds", "epoch", *COLUMNS]
-    heads += [f"fused, less {reference}", "95 %", "p"] if reference else []
+    heads += [f"fused, minus {reference}", "95 %", "p"] if reference else []
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         alpha = "-" if row["alpha"] is None else f"{row['alpha']:g}"
@@ -227,20 +234,22 @@ def markdown(rows, reference):
     return "\n".join(lines) + "\n"
 
 
-def notes(differences, reference):
-    """What the table's differences are, and which runs are not in them, as lines of Markdown; "" without reference."""
-    if not reference:
-        return ""
-    lines = [
-        f"Differences from {label(*reference)} are in points, of the seeds that both have, with 95 % intervals over "
-        f"seeds and clips; {CLEAR} marks those whose interval leaves out 0."
-    ]
+def notes(runs, differences, reference):
+    """What the rows have in common, what the differences are, and which runs are not in them, as lines of Markdown."""
+    lines, most = [], usual([entry["settings"] for entries in runs.values() for entry in entries])
+    if most:
+        lines.append(f"Rows that say nothing else: {', '.join(f'{name} {value}' for name, value in most.items())}.")
+    if reference:
+        lines.append(
+            f"Differences from {label(*reference)} are in points, of the seeds that both have, with 95 % intervals "
+            f"over seeds and clips; {CLEAR} marks those whose interval leaves out 0."
+        )
     if lacking := [label(*key) for key, found in differences.items() if not found and key != reference]:
         lines.append(f"Without predictions.csv, of other clips, or without a seed in common: {', '.join(lacking)}.")
-    return "\n" + "\n\n".join(lines) + "\n"
+    return "".join(f"\n{line}\n" for line in lines)
 
 
-def origins(runs):
+def origins(runs, folder):
     """What made every row, as Markdown: its runs' folders, whose run.json has it all, and the least to make them again.
 
     A commit with + had changes; lists are digests of the test clips' names and labels.
@@ -258,7 +267,7 @@ def origins(runs):
     for key, entries in runs.items():
         cells = [
             label(*key),
-            ", ".join(entry["folder"].name for entry in entries),
+            ", ".join(entry["folder"].relative_to(folder).as_posix() for entry in entries),
             cell(entries, commit),
             cell(entries, lambda _, start: start["versions"]["torch"]),
             cell(entries, lambda _, start: start["gpu"] or start["processor"]),
@@ -300,7 +309,8 @@ def save_with_legend(figure, panels, path):
     entries = {}
     for axes in panels.values():
         entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(entries.values(), entries, loc="outside lower center", ncols=5)
+    columns = max(1, min(5, 130 // (8 + max(map(len, entries)))))  # as many as the figure's width takes
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns)
     save_figure(figure, path)
 
 
@@ -361,7 +371,7 @@ def plot_differences(differences, reference, path):
                 colour = "grey" if not found.clear else "C2" if mean > 0 else "C3"
                 axes.plot([low, high], [place, place], color=colour, linewidth=2)
                 axes.plot(mean, place, "o", color=colour, markerfacecolor=colour if found.clear else "white", zorder=3)
-        axes.set_xlabel(f"points, less {label(*reference)}")
+        axes.set_xlabel(f"points, minus {label(*reference)}")
         axes.set_ylim(len(drawn) - 0.5, -0.5)
     first, *_ = panels.values()
     first.set_ylabel("")
@@ -380,8 +390,8 @@ def main():
     reference = find_reference(runs, args.reference)
     differences = compare(runs, reference) if reference else {}
     rows = tabulate(runs, differences)
-    table = markdown(rows, reference and label(*reference)) + notes(differences, reference)
-    write_text(folder / "comparison.md", f"{table}\n{origins(runs)}")
+    table = markdown(rows, reference and label(*reference)) + notes(runs, differences, reference)
+    write_text(folder / "comparison.md", f"{table}\n{origins(runs, folder)}")
     write_csv(folder / "comparison.csv", [rows[0], *(row.values() for row in rows)])
     plot_curves(runs, folder / "curves.png")
     plot_alphas(runs, folder / "alpha.png")

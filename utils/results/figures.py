@@ -30,7 +30,7 @@ def confusion_figures(predictions, classes, title=""):
             predicted = np.asarray(predictions[branch]).argmax(axis=1)
             panels[f"{branch}, accuracy {(predicted == label).mean():.4f}"] = label, predicted
     figure = draw_panels(panels, classes)
-    figure.suptitle(title)
+    figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 
@@ -97,8 +97,8 @@ def curves_figure(log, title=""):
     accuracies.set_ylabel("accuracy")
     accuracies.set_ylim(-0.02, 1.02)
     best = best_of(log)
-    mark = f"best epoch, {best['epoch']}"
-    accuracies.plot(best["epoch"], best["fused"], "*", color="black", markersize=11, label=mark, zorder=3)
+    accuracies.plot(best["epoch"], best["fused"], "*", color="black", markersize=11, zorder=3)
+    accuracies.set_title(f"★ best epoch, {best['epoch']}", loc="right", fontsize=10)
     rates = [row["learning_rate"] for row in log]
     for axes in (losses, accuracies):
         drops = [epoch for epoch, before, rate in zip(epochs[1:], rates, rates[1:], strict=False) if rate != before]
