@@ -62,3 +62,11 @@ def test_methods_exchanged_change_the_sign_alone():
     hits, reference = synthetic(np.random.default_rng(6), 3, 200, 0.1, advantage=0.8)
     one, other = difference(hits, reference), difference(reference, hits)
     assert one.mean == -other.mean and one.p == other.p and one.low == pytest.approx(-other.high, abs=0.01)
+
+
+def test_an_interval_that_ends_at_0_does_not_leave_it_out():
+    """Two clips gained and eight lost of 60: rounding alone had put its end below 0."""
+    hits, reference = np.zeros((2, 1, 60), bool)
+    hits[0, :2], reference[0, -8:] = True, True
+    found = difference(hits, reference)
+    assert found.high == 0 and not found.clear

@@ -70,7 +70,7 @@ def interval(differences, resamples, rng):
     if of_clips.any():
         drawn = bootstrap((of_clips,), np.mean, n_resamples=resamples, method="percentile", rng=rng)
         draws += drawn.bootstrap_distribution
-    return tuple(np.percentile(draws, [2.5, 97.5]).tolist())
+    return tuple((np.percentile(draws, [2.5, 97.5]).round(12) + 0.0).tolist())  # an end that is 0 but for rounding is 0
 
 
 def p_value(differences, resamples, rng):
