@@ -91,8 +91,8 @@ def read_vggsound(path):
     Raises:
         InputError: the list or a row is wrong.
     """
-    rows, vggsound = [], {"remedy": "get it as data/VGGSound/README.md says"}
-    for where, (video, start, label, split) in read_rows(path, "<id>,<start>,<label>,<split>", **vggsound):
+    rows, remedy = [], "get it as data/VGGSound/README.md says"
+    for where, (video, start, label, split) in read_rows(path, "<id>,<start>,<label>,<split>", remedy=remedy):
         if split not in ("train", "test"):
             raise InputError(f"{where}: the split is {split!r}, neither train nor test; mend the line")
         rows.append((f"{check_name(video, where)}_{whole_number(start, where):06d}", label, split))
@@ -111,8 +111,8 @@ def read_ave(path):
     Raises:
         InputError: the list or a row is wrong.
     """
-    rows, ave = [], {"remedy": "get it as data/AVE/README.md says"}
-    for where, (category, clip_id, _, start, end) in read_rows(path, "category&id&quality&start&end", "&", **ave):
+    rows, remedy = [], "get it as data/AVE/README.md says"
+    for where, (category, clip_id, _, start, end) in read_rows(path, "category&id&quality&start&end", "&", remedy):
         for seconds in (start, end):
             whole_number(seconds, where)
         rows.append((check_name(clip_id, where), category))

@@ -131,10 +131,11 @@ def read_hits(path):
 
 
 def find_reference(runs, name):
-    """The key in `runs` of the method `name`, METHODS' name; of None that of REFERENCE, or None where it did not run.
+    """The key in `runs` of the method `name`, METHODS' name; of None that of REFERENCE, or None where it did not run,
+    or with several settings of which none is the usual.
 
     Raises:
-        InputError: it is no method, did not run, or ran with several alphas.
+        InputError: a method that was named is none, did not run, or ran with several settings.
     """
     if name is not None and name not in METHODS:
         raise InputError(f"--reference {name}: none of {' '.join(METHODS)}; name one of them")

@@ -210,8 +210,9 @@ class Runner:
         Raises:
             SystemExit: it failed, and has shown why; with several jobs InputError, with its last line.
         """
-        path.mkdir(parents=True, exist_ok=True)
         log = path / "output.txt"
+        if self.jobs > 1:  # else the run makes its folder, and leaves none if it is refused
+            path.mkdir(parents=True, exist_ok=True)
         with open(log if self.jobs > 1 else os.devnull, "a", encoding="utf-8") as file:
             files = {"stdout": file, "stderr": file} if self.jobs > 1 else {"stdout": file} if quiet else {}
             with self.lock:
