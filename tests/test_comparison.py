@@ -27,12 +27,12 @@ def write_run(folder, rng, **settings):
     folder.mkdir(parents=True)
     lacks = {"audio": "visual", "visual": "audio"}.get(settings.get("modality"))
     figures = []
-    for _ in range(3):
+    for epoch in range(3):
         accuracies = {name: None if name == lacks else rng.random() for name in ("fused", "audio", "visual")}
-        figures.append(
-            accuracies | {"linear_probe": {m: None if m == lacks else rng.random() for m in ("audio", "visual")}}
-        )
-    (folder / "log.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in figures))
+        probes = {m: None if m == lacks else rng.random() for m in ("audio", "visual")}
+        figures.append(accuracies | {"epoch": epoch, "linear_probe": probes})
+    split = {"split": "val" if settings.get("val_ratio") else "test"}
+    (folder / "log.jsonl").write_text("".join(json.dumps(epoch | split) + "\n" for epoch in figures))
     (folder / "best.json").write_text(json.dumps(figures[1]))
     (folder / "last.json").write_text(json.dumps(figures[2]))
     result = {"best": figures[1], "last": figures[2], "settings": SETTINGS | settings}
@@ -167,6 +167,22 @@ def test_runs_below_a_folder_are_told_by_what_sets_them_apart(tmp_path, capsys):
     ]
     assert "Rows that say nothing else: dataset CREMAD, learning_rate 0.001, ogm_alpha 0.1." in output
     assert "cremad/dgl-0, cremad/dgl-1, cremad/dgl-2 | " in (tmp_path / "comparison.md").read_text()
+
+
+def test_a_sweep_shows_what_held_out_clips_say(tmp_path):
+    """The accuracy that a value is chosen by, of runs that have held-out clips; no test clip stands in for them."""
+    rng = np.random.default_rng(0)
+    low, high = (
+        write_run(tmp_path / f"ge{value}", rng, method="ogm_ge", ogm_alpha=value, val_ratio=0.2) for value in (0.1, 0.3)
+    )
+    write_run(tmp_path / "all", rng, method="joint", val_ratio=None)
+    for path in tmp_path.rglob("best.json"):  # validation's figures are of test clips
+        path.write_text(json.dumps({"fused": 0.5, "audio": 0.5, "visual": 0.5, "linear_probe": None}))
+    run_here(comparison, tmp_path)
+    with open(tmp_path / "comparison.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["epoch"] == "best"]
+    assert [row["held-out"] for row in rows] == ["", str(low["fused"]), str(high["fused"])]
+    assert {row["fused"] for row in rows} == {"0.5"}
 
 
 def test_the_reference_is_found_by_its_method(tmp_path, capsys):

@@ -32,6 +32,7 @@ COLUMNS = {
     "visual": lambda figures: figures["visual"],
     "probe audio": lambda figures: (figures["linear_probe"] or {}).get("audio"),
     "probe visual": lambda figures: (figures["linear_probe"] or {}).get("visual"),
+    "held-out": lambda figures: figures["held_out"],
 }
 
 # What runs differ in without a word: what the table's rows are told by, what decides nothing, and what is measured.
@@ -81,9 +82,11 @@ def read_run(folder):
     try:
         entry = json.loads((folder / "result.json").read_text()) | {"folder": folder}
         entry["log"] = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        held_out = {row["epoch"]: row["fused"] for row in entry["log"] if row.get("split") == "val"}
         for name in ("best", "last"):
             path = folder / f"{name}.json"
             figures = json.loads(path.read_text()) if path.exists() else entry[name] | {"linear_probe": {}}
+            figures["held_out"] = held_out.get(entry[name].get("epoch"))
             entry[name] = {column: value(figures) for column, value in COLUMNS.items()}
         entry["hits"] = read_hits(folder / "predictions.csv")
         entry["settings"] = as_of_today(entry["settings"])
