@@ -54,6 +54,13 @@ def test_the_same_again_is_left_alone_or_goes_on(train, tmp_path):
     assert not (tmp_path / BASE / ".lock").exists()
 
 
+def test_a_run_that_saved_nothing_is_told(train, tmp_path):
+    (tmp_path / BASE).mkdir(parents=True)
+    (tmp_path / BASE / "run.json").write_text("{}")  # as a run leaves it that is killed in its first epoch
+    assert f"{BASE}: a run was killed here before anything was saved" in train()
+    assert "killed" not in train("--epochs", 2)
+
+
 def test_other_data_are_another_run(train, few, tmp_path):
     train()
     shutil.copytree(few, tmp_path / "mine", symlinks=True)

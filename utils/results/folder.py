@@ -158,6 +158,8 @@ def recorded(args):
     if os.path.exists(last):
         refuse_other_settings(args)
     else:
+        if os.path.exists(record):
+            print(f"{args.ckpt_path}: a run was killed here before anything was saved; it begins anew")
         write_json(record, {"settings": vars(args)})
     try:
         yield
