@@ -17,6 +17,7 @@ from methods import METHODS
 from tests.conftest import SMALL, data_flags, run_here, settings_of
 from utils.pool import cores
 from utils.results import comparison, runner
+from utils.results.significance import Difference
 
 SETTINGS = {"modality": "full", "method": "dgl", "modulation": "Normal", "alpha": 4.0, "no_mgt": False, "no_ugt": False}
 SETTINGS |= {"random_seed": 0, "epochs": 3}
@@ -325,6 +326,14 @@ def test_differences_from_the_reference(tmp_path, capsys):
     run_here(comparison, tmp_path, "--reference", "dgl")
     picture = cv2.imread(str(tmp_path / "comparison.png"))
     assert (picture == [40, 39, 214]).all(axis=2).any() and "minus DGL, alpha 4" in capsys.readouterr().out
+
+
+def test_one_method_that_fails_does_not_squeeze_the_picture():
+    near = [Difference(mean, mean - 0.02, mean + 0.02, 0.5, 3) for mean in (-0.03, 0.0, 0.04)]
+    assert comparison.reach(near) == pytest.approx((-0.05, 0.06))  # all of them
+    failed = Difference(-0.8, -0.9, -0.7, 0.001, 3)
+    left, right = comparison.reach([*near, failed])  # half of them need up to 0.055, between 0.05 and 0.06
+    assert (left, right) == pytest.approx((-0.165, 0.06))
 
 
 REFERENCES = {"none": ("dgl2", "none of"), "not there": ("agm", "no finished run"), "two alphas": ("dgl", "several")}

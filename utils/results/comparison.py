@@ -354,10 +354,18 @@ def plot_alphas(runs, path):
     save_with_legend(figure, panels, path)
 
 
+def reach(found):
+    """How far a panel shows Differences, (left, right): to the ends of their intervals, but from 0 at most three times
+    as far as half of them go, that one method which fails does not squeeze all others.
+    """
+    limit = 3 * statistics.median(max(-each.low, each.high, 0.001) for each in found)
+    return max(min(each.low for each in found), -limit), min(max(each.high for each in found), limit)
+
+
 def plot_differences(differences, reference, path):
     """Points and intervals of the differences, one panel a branch, a row a method; without any, no file.
 
-    Filled points are those whose interval leaves out 0.
+    Filled points are those whose interval leaves out 0, an arrow at the edge is a point further out.
     """
     path.unlink(missing_ok=True)
     drawn = {key: found for key, found in differences.items() if found}
@@ -369,12 +377,18 @@ def plot_differences(differences, reference, path):
     figure.set_figheight(1.6 + 0.35 * len(drawn))
     for branch, axes in panels.items():
         axes.axvline(0, color="black", linewidth=1)
-        for place, found in enumerate(each.get(branch) for each in drawn.values()):
-            if found:
-                mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
-                colour = "grey" if not found.clear else "C2" if mean > 0 else "C3"
-                axes.plot([low, high], [place, place], color=colour, linewidth=2)
-                axes.plot(mean, place, "o", color=colour, markerfacecolor=colour if found.clear else "white", zorder=3)
+        places = {place: found[branch] for place, found in enumerate(drawn.values()) if branch in found}
+        edges = [100 * value for value in reach(places.values())] if places else [0, 0]
+        for place, found in places.items():
+            mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
+            colour = "grey" if not found.clear else "C2" if mean > 0 else "C3"
+            style = {"color": colour, "markerfacecolor": colour if found.clear else "white", "zorder": 3}
+            axes.plot(np.clip([low, high], *edges), [place, place], color=colour, linewidth=2)
+            shown_at = min(max(mean, edges[0]), edges[1])
+            axes.plot(shown_at, place, "o" if shown_at == mean else "<" if mean < 0 else ">", **style)
+            if shown_at != mean:
+                side = {"xytext": (8 if mean < 0 else -8, 0), "ha": "left" if mean < 0 else "right", "va": "center"}
+                axes.annotate(f"{mean:+.1f}", (shown_at, place), textcoords="offset points", color=colour, **side)
         axes.set_xlabel(f"points, minus {label(*reference)}")
         axes.set_ylim(len(drawn) - 0.5, -0.5)
     first, *_ = panels.values()
