@@ -4,13 +4,14 @@ import ast
 import re
 import shlex
 import shutil
+import tarfile
 
 import pytest
 
 import main_dgl
 import valid
 from tests.conftest import ROOT, SMALL, data_flags, run_fork, run_here
-from utils.results import settings
+from utils.results import comparison, settings
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -145,6 +146,15 @@ def test_links_lead_somewhere():
             target = page.parent / file if file else page
             assert target.exists(), f"{page.name}: {link}"
             assert not anchor or anchor in anchors(target.read_text()), f"{page.name}: {link}"
+
+
+def test_the_published_table_is_what_the_published_runs_say(tmp_path, capsys):
+    with tarfile.open(ROOT / "docs" / "avmnist-runs.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    run_here(comparison, tmp_path)
+    table = capsys.readouterr().out.splitlines()
+    published = [line for line in (ROOT / "docs" / "comparison.md").read_text().splitlines() if "| best |" in line]
+    assert published == [line for line in table if "| best |" in line] and len(published) > 10
 
 
 def test_readme_is_short_and_its_contents_name_every_section():
