@@ -44,7 +44,8 @@ class OGM(Method):
                     parameter.grad *= coefficient
                     if self.noise:
                         # in the order of shape, not of memory: on the CPU that takes a sixth of the time
-                        parameter.grad += deviation * torch.randn(parameter.shape, device=parameter.device)
+                        kind = {"dtype": parameter.dtype, "device": parameter.device}
+                        parameter.grad += deviation * torch.randn(parameter.shape, **kind)
 
 
 class OGM_GE(OGM):

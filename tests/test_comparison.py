@@ -336,6 +336,19 @@ def test_one_method_that_fails_does_not_squeeze_the_picture():
     assert (left, right) == pytest.approx((-0.165, 0.06))
 
 
+def test_what_a_picture_cuts_off_has_arrowheads(tmp_path, monkeypatch):
+    pictures = []
+    monkeypatch.setattr("utils.results.figures.save_figure", lambda figure, _: pictures.append(figure))
+    near = [Difference(mean, mean - 0.02, mean + 0.02, 0.5, 3) for mean in (0.0, 0.01, 0.0)]
+    wide, failed = Difference(0.0, -0.9, 0.9, 0.9, 3), Difference(-0.8, -0.9, -0.7, 0.001, 3)
+    found = {("all", k): {"fused": each} for k, each in enumerate([*near, wide, failed])}
+    comparison.plot_differences(found, ("all", 9), tmp_path / "x.png")
+    axes = pictures[0].axes[0]
+    markers = [(line.get_marker(), line.get_ydata()[0]) for line in axes.lines if line.get_marker() in "<o>"]
+    assert markers == [("o", 0), ("o", 1), ("o", 2), ("<", 3), (">", 3), ("o", 3), ("<", 4)]
+    assert [text.get_text() for text in axes.texts] == ["-80.0"] and -11 < axes.get_xlim()[0] < -9
+
+
 REFERENCES = {"none": ("dgl2", "none of"), "not there": ("agm", "no finished run"), "two alphas": ("dgl", "several")}
 
 

@@ -61,6 +61,14 @@ def test_a_run_that_saved_nothing_is_told(train, tmp_path):
     assert "killed" not in train("--epochs", 2)
 
 
+def test_a_finished_run_without_its_checkpoints_is_left_alone(train, tmp_path):
+    train()
+    before = record(tmp_path / BASE)
+    (tmp_path / BASE / "last.pth").unlink()
+    output = train("--ckpt_path", BASE)
+    assert "finished" in output and "killed" not in output and record(tmp_path / BASE) == before
+
+
 def test_other_data_are_another_run(train, few, tmp_path):
     train()
     shutil.copytree(few, tmp_path / "mine", symlinks=True)

@@ -365,7 +365,8 @@ def reach(found):
 def plot_differences(differences, reference, path):
     """Points and intervals of the differences, one panel a branch, a row a method; without any, no file.
 
-    Filled points are those whose interval leaves out 0, an arrow at the edge is a point further out.
+    Filled points are those whose interval leaves out 0. An arrowhead at the edge ends an interval that goes on; with a
+    figure beside it, it stands for a point further out.
     """
     path.unlink(missing_ok=True)
     drawn = {key: found for key, found in differences.items() if found}
@@ -378,17 +379,20 @@ def plot_differences(differences, reference, path):
     for branch, axes in panels.items():
         axes.axvline(0, color="black", linewidth=1)
         places = {place: found[branch] for place, found in enumerate(drawn.values()) if branch in found}
-        edges = [100 * value for value in reach(places.values())] if places else [0, 0]
+        left, right = (100 * value for value in reach(places.values())) if places else (0, 0)
         for place, found in places.items():
             mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
             colour = "grey" if not found.clear else "C2" if mean > 0 else "C3"
-            style = {"color": colour, "markerfacecolor": colour if found.clear else "white", "zorder": 3}
-            axes.plot(np.clip([low, high], *edges), [place, place], color=colour, linewidth=2)
-            shown_at = min(max(mean, edges[0]), edges[1])
-            axes.plot(shown_at, place, "o" if shown_at == mean else "<" if mean < 0 else ">", **style)
-            if shown_at != mean:
-                side = {"xytext": (8 if mean < 0 else -8, 0), "ha": "left" if mean < 0 else "right", "va": "center"}
-                axes.annotate(f"{mean:+.1f}", (shown_at, place), textcoords="offset points", color=colour, **side)
+            axes.plot(np.clip([low, high], left, right), [place, place], color=colour, linewidth=2)
+            for marker, edge in [("<", left)] * (low < left) + [(">", right)] * (high > right):
+                axes.plot(edge, place, marker, color=colour, zorder=3)
+            if left <= mean <= right:
+                face = colour if found.clear else "white"
+                axes.plot(mean, place, "o", color=colour, markerfacecolor=face, zorder=3)
+            else:
+                edge, away, side = (left, 8, "left") if mean < left else (right, -8, "right")
+                beside = {"xytext": (away, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+                axes.annotate(f"{mean:+.1f}", (edge, place), color=colour, **beside)
         axes.set_xlabel(f"points, minus {label(*reference)}")
         axes.set_ylim(len(drawn) - 0.5, -0.5)
     first, *_ = panels.values()

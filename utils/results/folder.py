@@ -153,10 +153,16 @@ def refuse_other_settings(args):
 
 @contextmanager
 def recorded(args):
-    """Refuse a run with other settings in the folder; else let run.json tell others at once who is in it."""
+    """Refuse a run with other settings in the folder; else let run.json tell others at once who is in it.
+
+    A finished run's stays, also where its checkpoints have been removed.
+    """
     record, last = (os.path.join(args.ckpt_path, name) for name in (RECORD, "last.pth"))
     if os.path.exists(last):
         refuse_other_settings(args)
+    elif is_finished(args):
+        yield
+        return
     else:
         if os.path.exists(record):
             print(f"{args.ckpt_path}: a run was killed here before anything was saved; it begins anew")
