@@ -38,14 +38,11 @@ class OGM(Method):
         )
         for encoder, rho in ((model.audio_net, score_a / score_v), (model.visual_net, score_v / score_a)):
             coefficient = torch.where(rho > 1, 1 - torch.tanh(self.args.ogm_alpha * rho), 1)
-            for parameter in encoder.parameters():
-                if parameter.dim() == 4:
-                    deviation = parameter.grad.std()
-                    parameter.grad *= coefficient
-                    if self.noise:
-                        # in the order of shape, not of memory: on the CPU that takes a sixth of the time
-                        kind = {"dtype": parameter.dtype, "device": parameter.device}
-                        parameter.grad += deviation * torch.randn(parameter.shape, **kind)
+            for gradient in (parameter.grad for parameter in encoder.parameters() if parameter.dim() == 4):
+                deviation = gradient.std()
+                gradient *= coefficient
+                if self.noise:  # in the order of shape, not of memory: on the CPU drawn in a sixth of the time
+                    gradient += deviation * torch.randn_like(gradient, memory_format=torch.contiguous_format)
 
 
 class OGM_GE(OGM):

@@ -362,12 +362,30 @@ def reach(found):
     return max(min(each.low for each in found), -limit), min(max(each.high for each in found), limit)
 
 
-def plot_differences(differences, reference, path):
-    """Points and intervals of the differences, one panel a branch, a row a method; without any, no file.
+def draw_difference(axes, place, found, left, right):
+    """A Difference's point and interval in row `place` of a panel that shows from `left` to `right`, in points.
 
-    Filled points are those whose interval leaves out 0. An arrowhead at the edge ends an interval that goes on; with a
+    A filled point is one whose interval leaves out 0. An arrowhead at the edge ends an interval that goes on; with a
     figure beside it, it stands for a point further out.
     """
+    mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
+    colour = "grey" if not found.clear else "C2" if mean > 0 else "C3"
+    axes.plot(np.clip([low, high], left, right), [place, place], color=colour, linewidth=2)
+    if low < left:
+        axes.plot(left, place, "<", color=colour, zorder=3)
+    if high > right:
+        axes.plot(right, place, ">", color=colour, zorder=3)
+    if left <= mean <= right:
+        face = colour if found.clear else "white"
+        axes.plot(mean, place, "o", color=colour, markerfacecolor=face, zorder=3)
+    else:
+        edge, inward, side = (left, 8, "left") if mean < left else (right, -8, "right")
+        beside = {"xytext": (inward, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        axes.annotate(f"{mean:+.1f}", (edge, place), color=colour, **beside)
+
+
+def plot_differences(differences, reference, path):
+    """Points and intervals of the differences, one panel a branch, a row a method; without any, no file."""
     path.unlink(missing_ok=True)
     drawn = {key: found for key, found in differences.items() if found}
     if not drawn:
@@ -379,20 +397,8 @@ def plot_differences(differences, reference, path):
     for branch, axes in panels.items():
         axes.axvline(0, color="black", linewidth=1)
         places = {place: found[branch] for place, found in enumerate(drawn.values()) if branch in found}
-        left, right = (100 * value for value in reach(places.values())) if places else (0, 0)
         for place, found in places.items():
-            mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
-            colour = "grey" if not found.clear else "C2" if mean > 0 else "C3"
-            axes.plot(np.clip([low, high], left, right), [place, place], color=colour, linewidth=2)
-            for marker, edge in [("<", left)] * (low < left) + [(">", right)] * (high > right):
-                axes.plot(edge, place, marker, color=colour, zorder=3)
-            if left <= mean <= right:
-                face = colour if found.clear else "white"
-                axes.plot(mean, place, "o", color=colour, markerfacecolor=face, zorder=3)
-            else:
-                edge, away, side = (left, 8, "left") if mean < left else (right, -8, "right")
-                beside = {"xytext": (away, 0), "textcoords": "offset points", "ha": side, "va": "center"}
-                axes.annotate(f"{mean:+.1f}", (edge, place), color=colour, **beside)
+            draw_difference(axes, place, found, *(100 * value for value in reach(places.values())))
         axes.set_xlabel(f"points, minus {label(*reference)}")
         axes.set_ylim(len(drawn) - 0.5, -0.5)
     first, *_ = panels.values()

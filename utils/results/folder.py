@@ -158,19 +158,19 @@ def recorded(args):
     A finished run's stays, also where its checkpoints have been removed.
     """
     record, last = (os.path.join(args.ckpt_path, name) for name in (RECORD, "last.pth"))
-    if os.path.exists(last):
-        refuse_other_settings(args)
-    elif is_finished(args):
-        yield
-        return
-    else:
+
+    def kept():
+        return os.path.exists(last) or is_finished(args)
+
+    refuse_other_settings(args)
+    if not kept():
         if os.path.exists(record):
             print(f"{args.ckpt_path}: a run was killed here before anything was saved; it begins anew")
         write_json(record, {"settings": vars(args)})
     try:
         yield
     finally:
-        if not os.path.exists(last):  # it ended before it had anything to keep
+        if not kept():  # it ended before it had anything to keep
             os.remove(record)
 
 
