@@ -61,12 +61,23 @@ def test_a_run_that_saved_nothing_is_told(train, tmp_path):
     assert "killed" not in train("--epochs", 2)
 
 
-def test_a_finished_run_without_its_checkpoints_is_left_alone(train, tmp_path):
+def test_a_finished_run_without_its_checkpoints_is_left_alone(train, tmp_path, capsys):
+    """As where last.pth, the largest file, was removed to save disk: nothing of the run is lost or written over."""
     train()
-    before = record(tmp_path / BASE)
+    before = {path.name: path.read_bytes() for path in (tmp_path / BASE).iterdir() if path.name != "last.pth"}
     (tmp_path / BASE / "last.pth").unlink()
     output = train("--ckpt_path", BASE)
-    assert "finished" in output and "killed" not in output and record(tmp_path / BASE) == before
+    assert "finished" in output and "killed" not in output
+    train("--learning_rate", 0.01)
+    assert (tmp_path / f"{BASE}-learning_rate0.01" / "last.pth").exists()
+    for flags in (["--learning_rate", 0.01, "--ckpt_path", BASE], ["--epochs", 2], ["--epochs", 2, "--resume"]):
+        with pytest.raises(SystemExit) as end:
+            train("--ckpt_path", BASE, *flags)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and flags[0] in error and BASE in error and "--overwrite" in error
+    assert {path.name: path.read_bytes() for path in (tmp_path / BASE).iterdir()} == before
+    train("--epochs", 2, "--overwrite")
+    assert (tmp_path / BASE / "last.pth").exists()
 
 
 def test_other_data_are_another_run(train, few, tmp_path):

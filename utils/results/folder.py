@@ -10,7 +10,7 @@ from utils.files import exclusive, is_locked, write_json
 from utils.options import differing, parse_settings
 from utils.results.settings import as_of_today, training_parser
 
-RECORD = "run.json"
+RECORD, LAST, RESULT = "run.json", "last.pth", "result.json"
 OF_A_RUN = ("best.pth", "last.pth", "log.jsonl", "result.json", "start.json", "skipped.csv", "curves.png")
 OF_A_RUN += ("confusion.png", "best.json", "last.json", "predictions.csv")
 PLACES = ("audio_path", "visual_path", "split_path")
@@ -53,19 +53,23 @@ def shown(value):
     return f"{value:g}" if isinstance(value, float) else os.path.basename(str(value))
 
 
+def has(folder, *names):
+    """Whether any of these files is in a folder."""
+    return any(os.path.exists(os.path.join(folder, name)) for name in names)
+
+
 def held_by(folder):
     """The settings of the run that is in a folder, or is about to be, as a run of today records them; else None.
 
     Raises:
         InputError: they cannot be read.
     """
-    last, record = os.path.join(folder, "last.pth"), os.path.join(folder, RECORD)
-    if os.path.exists(record) and (os.path.exists(last) or is_locked(folder)):
-        return as_of_today(read_record(record)["settings"])
-    if os.path.exists(last):  # of a time without records
+    if has(folder, RECORD) and (has(folder, LAST, RESULT) or is_locked(folder)):
+        return as_of_today(read_record(os.path.join(folder, RECORD))["settings"])
+    if has(folder, LAST):  # of a time without records
         from utils.training import checkpoint  # and PyTorch, which takes seconds
 
-        return as_of_today(checkpoint.load(last)["settings"])
+        return as_of_today(checkpoint.load(os.path.join(folder, LAST))["settings"])
     return None
 
 
@@ -110,7 +114,7 @@ def with_recorded(args):
 def is_finished(args):
     """Whether the run in args.ckpt_path has its result after args.epochs epochs, and is to be left as it is."""
     try:
-        with open(os.path.join(args.ckpt_path, "result.json"), encoding="utf-8") as file:
+        with open(os.path.join(args.ckpt_path, RESULT), encoding="utf-8") as file:
             return json.load(file)["last"]["epoch"] + 1 >= args.epochs and not args.overwrite
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -141,13 +145,19 @@ def opened(args):
 
 
 def refuse_other_settings(args):
-    """Raise InputError if a run with other settings is in the folder, and is not to be overwritten."""
-    if args.overwrite or not os.path.exists(os.path.join(args.ckpt_path, "last.pth")):
+    """Raise InputError if a run is in the folder that this one cannot go on with, and is not to be overwritten."""
+    path = args.ckpt_path
+    if args.overwrite or not has(path, LAST, RESULT):
         return
-    for name, ours, theirs in differing(vars(args), as_typed(held_by(args.ckpt_path), vars(args))):
+    for name, ours, theirs in differing(vars(args), as_typed(held_by(path) or vars(args), vars(args))):
         raise InputError(
-            f"--{name} {ours}: the run in {args.ckpt_path} has {theirs}; give the same again, leave out "
+            f"--{name} {ours}: the run in {path} has {theirs}; give the same again, leave out "
             "--ckpt_path for a folder of its own, or begin anew with --overwrite"
+        )
+    if not has(path, LAST) and not is_finished(args):
+        raise InputError(
+            f"--epochs {args.epochs}: the run in {path} has ended, and its {LAST} is gone, without which it cannot "
+            "go on; choose another --ckpt_path, or begin anew with --overwrite"
         )
 
 
@@ -157,20 +167,16 @@ def recorded(args):
 
     A finished run's stays, also where its checkpoints have been removed.
     """
-    record, last = (os.path.join(args.ckpt_path, name) for name in (RECORD, "last.pth"))
-
-    def kept():
-        return os.path.exists(last) or is_finished(args)
-
     refuse_other_settings(args)
-    if not kept():
+    record = os.path.join(args.ckpt_path, RECORD)
+    if not has(args.ckpt_path, LAST, RESULT):
         if os.path.exists(record):
             print(f"{args.ckpt_path}: a run was killed here before anything was saved; it begins anew")
         write_json(record, {"settings": vars(args)})
     try:
         yield
     finally:
-        if not kept():  # it ended before it had anything to keep
+        if not has(args.ckpt_path, LAST, RESULT):  # it ended before it had anything to keep
             os.remove(record)
 
 
@@ -202,7 +208,7 @@ def begin(args, data):
             with suppress(FileNotFoundError):
                 os.remove(os.path.join(args.ckpt_path, name))
     path, record = os.path.join(args.ckpt_path, RECORD), {"settings": vars(args), "data": data, "starts": []}
-    if os.path.exists(os.path.join(args.ckpt_path, "last.pth")) and os.path.exists(path):
+    if has(args.ckpt_path, LAST) and os.path.exists(path):
         record |= read_record(path)
     write_json(path, record | {"starts": [*record["starts"], provenance()]})
 
