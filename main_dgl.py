@@ -35,7 +35,8 @@ def parse_flags():
 
 
 if __name__ == "__main__":
-    sys.modules["main_dgl"] = sys.modules["__main__"]  # where methods/ finds DGL, without a second copy of this file
+    if vars(sys.modules["__main__"]) is globals():  # not so under cProfile
+        sys.modules["main_dgl"] = sys.modules["__main__"]  # where methods/ finds DGL: no second copy of this file
     flags = run(parse_flags)  # --help and wrong flags need not wait the seconds that PyTorch takes to import
     return_large_tensors()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pstats
 import re
 import shutil
 import signal
@@ -254,6 +255,13 @@ def test_a_wrong_flag_as_a_user_types_it():
     for script in ("main_dgl.py", "valid.py"):
         done = run_script(script, "--alhpa", "4", check=False)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and f"{script} --help" in done.stderr
+
+
+def test_python_can_profile_a_step(corpus, tmp_path):
+    """Under cProfile __main__ may be the profiler, in which methods/ finds no DGL."""
+    profile = ["-m", "cProfile", "-o", tmp_path / "profile", "main_dgl.py", "--gradient_report"]
+    run_script(*profile, *data_flags(corpus), *SMALL, "--num_workers", 0)
+    assert "dgl_step" in {name for _, _, name in pstats.Stats(str(tmp_path / "profile")).stats}
 
 
 def test_output_that_nobody_reads(trained, corpus):
