@@ -149,7 +149,7 @@ def test_runs_below_a_folder_are_told_by_what_sets_them_apart(tmp_path, capsys):
         write_run(tmp_path / "cremad" / f"dgl-{seed}", rng, random_seed=seed)
     write_run(tmp_path / "cremad" / "slow", rng, learning_rate=0.5)
     write_run(tmp_path / "cremad" / "ge", rng, method="ogm_ge")
-    write_run(tmp_path / "cremad" / "ge3", rng, method="ogm_ge", ogm_alpha=0.3)
+    write_run(tmp_path / "cremad" / "first", rng, method="ogm_ge", ogm_alpha=0.3)  # of as many, the default is usual
     write_run(tmp_path / "ave" / "dgl", rng, dataset="AVE")
     for path in tmp_path.rglob("best.json"):
         path.unlink()

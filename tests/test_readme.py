@@ -1,18 +1,22 @@
 """README, docs/ and CONTRIBUTING against the project: commands run, what they name is there, snippets run."""
 
 import ast
+import json
 import re
 import shlex
 import shutil
+from collections import defaultdict
 
 import pytest
 
 import main_dgl
 import valid
 from tests.conftest import ROOT, SMALL, data_flags, run_fork, run_here
+from utils.options import differing
 from utils.results import comparison, settings
 
 README = (ROOT / "README.md").read_text()
+COMPARISON = (ROOT / "docs" / "comparison.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(path.read_text() for path in PAGES)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)  # (language, text)
@@ -147,12 +151,36 @@ def test_links_lead_somewhere():
             assert not anchor or anchor in anchors(target.read_text()), f"{page.name}: {link}"
 
 
-def test_the_published_table_is_what_the_published_runs_say(tmp_path, capsys):
-    shutil.unpack_archive(ROOT / "docs" / "avmnist-runs.tar.xz", tmp_path)
-    run_here(comparison, tmp_path)
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The folder of the published runs."""
+    folder = tmp_path_factory.mktemp("published")
+    shutil.unpack_archive(ROOT / "docs" / "avmnist-runs.tar.xz", folder)
+    return folder
+
+
+def test_the_published_table_is_what_the_published_runs_say(published, capsys):
+    run_here(comparison, published / "avmnist-runs")
     table = capsys.readouterr().out.splitlines()
-    published = [line for line in (ROOT / "docs" / "comparison.md").read_text().splitlines() if "| best |" in line]
-    assert published == [line for line in table if "| best |" in line] and len(published) > 10
+    rows = [line for line in COMPARISON.splitlines() if "| best |" in line]
+    assert rows == [line for line in table if "| best |" in line] and len(rows) > 10
+
+
+def test_the_published_sweep_is_what_its_runs_say(published):
+    """Three tries of each, chosen by held-out clips alone; nothing but the value differs between them."""
+    tries = defaultdict(list)
+    for path in (published / "avmnist-sweep").iterdir():
+        result = json.loads((path / "result.json").read_text())
+        held_out = max(json.loads(line)["fused"] for line in (path / "log.jsonl").read_text().splitlines())
+        tries[result["settings"]["method"]].append((result["settings"], 100 * held_out, 100 * result["best"]["fused"]))
+    rows = re.findall(r"^\| `(.+?)` \| `--(\w+)` \| (.+) \| (\S+?),? .*\|$", COMPARISON, re.MULTILINE)
+    assert sorted(method for method, *_ in rows) == sorted(tries)
+    for method, flag, cells, chosen in rows:
+        found = sorted((given[flag], held_out, test) for given, held_out, test in tries[method])
+        assert cells == " | ".join(f"{value:g}: {held_out:.1f}, {test:.1f}" for value, held_out, test in found)
+        assert len(found) == 3 and float(chosen) == max(found, key=lambda one: one[1])[0]
+        for given, *_ in tries[method]:
+            assert {name for name, *_ in differing(given, tries[method][0][0])} <= {flag}
 
 
 def test_readme_is_short_and_its_contents_name_every_section():

@@ -22,7 +22,7 @@ from utils.errors import InputError, OneLineParser, run
 from utils.files import write_csv, write_text
 from utils.options import FREE_SETTINGS
 from utils.results.folder import RECORD, read_record, shown
-from utils.results.settings import as_of_today, label
+from utils.results.settings import as_of_today, label, training_parser
 from utils.results.significance import Difference, difference
 from utils.training.measurement import BRANCHES
 
@@ -111,10 +111,17 @@ def apart(settings):
 
 
 def usual(settings):
-    """Of what runs differ in, beside method, alpha and seed, the value that most of them have -> {name: as shown}."""
-    names = sorted(set().union(*settings) - VARIED)
-    values = {name: Counter(shown(each[name]) for each in settings if name in each) for name in names}
-    return {name: counted.most_common(1)[0][0] for name, counted in values.items() if len(counted) > 1}
+    """Of what runs differ in, beside method, alpha and seed, the value that most of them have -> {name: as shown}.
+
+    Of values that as many have, a flag's default is the usual one.
+    """
+    defaults, most = vars(training_parser().parse_args([])), {}
+    for name in sorted(set().union(*settings) - VARIED):
+        counted = Counter(shown(each[name]) for each in settings if name in each)
+        if len(counted) > 1:
+            default = shown(defaults.get(name))
+            most[name] = max((count, value == default, value) for value, count in counted.items())[-1]
+    return most
 
 
 def read_hits(path):
