@@ -76,6 +76,9 @@ def test_a_finished_run_without_its_checkpoints_is_left_alone(train, tmp_path, c
         error = capsys.readouterr().err
         assert end.value.code == 2 and flags[0] in error and BASE in error and "--overwrite" in error
     assert {path.name: path.read_bytes() for path in (tmp_path / BASE).iterdir()} == before
+    (tmp_path / BASE / "run.json").unlink()
+    with pytest.raises(SystemExit):
+        train("--learning_rate", 0.01, "--ckpt_path", BASE)
     train("--epochs", 2, "--overwrite")
     assert (tmp_path / BASE / "last.pth").exists()
 

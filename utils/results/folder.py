@@ -70,7 +70,16 @@ def held_by(folder):
         from utils.training import checkpoint  # and PyTorch, which takes seconds
 
         return as_of_today(checkpoint.load(os.path.join(folder, LAST))["settings"])
-    return None
+    settings = result_of(folder)[1]
+    return as_of_today(settings) if settings else None
+
+
+def result_of(folder):
+    """A finished run by its result.json -> (its last epoch, its settings); (-1, None) where there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError), open(os.path.join(folder, RESULT), "rb") as file:
+        result = json.load(file)
+        return int(result["last"]["epoch"]), result.get("settings")
+    return -1, None
 
 
 def read_record(path):
@@ -113,11 +122,7 @@ def with_recorded(args):
 
 def is_finished(args):
     """Whether the run in args.ckpt_path has its result after args.epochs epochs, and is to be left as it is."""
-    try:
-        with open(os.path.join(args.ckpt_path, RESULT), encoding="utf-8") as file:
-            return json.load(file)["last"]["epoch"] + 1 >= args.epochs and not args.overwrite
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return result_of(args.ckpt_path)[0] + 1 >= args.epochs and not args.overwrite
 
 
 @contextmanager
