@@ -166,21 +166,27 @@ def test_the_published_table_is_what_the_published_runs_say(published, capsys):
     assert rows == [line for line in table if "| best |" in line] and len(rows) > 10
 
 
-def test_the_published_sweep_is_what_its_runs_say(published):
-    """Three tries of each, chosen by held-out clips alone; nothing but the value differs between them."""
+def test_the_published_tries_are_what_their_runs_say(published):
+    """Three of each, the default among them, chosen by held-out clips alone; nothing but the value differs."""
     tries = defaultdict(list)
-    for path in (published / "avmnist-sweep").iterdir():
-        result = json.loads((path / "result.json").read_text())
+    for path in published.glob("*/*-seed0"):
+        result, record = (json.loads((path / name).read_text()) for name in ("result.json", "run.json"))
         held_out = max(json.loads(line)["fused"] for line in (path / "log.jsonl").read_text().splitlines())
-        tries[result["settings"]["method"]].append((result["settings"], 100 * held_out, 100 * result["best"]["fused"]))
-    rows = re.findall(r"^\| `(.+?)` \| `--(\w+)` \| (.+) \| (\S+?),? .*\|$", COMPARISON, re.MULTILINE)
-    assert sorted(method for method, *_ in rows) == sorted(tries)
-    for method, flag, cells, chosen in rows:
-        found = sorted((given[flag], held_out, test) for given, held_out, test in tries[method])
-        assert cells == " | ".join(f"{value:g}: {held_out:.1f}, {test:.1f}" for value, held_out, test in found)
-        assert len(found) == 3 and float(chosen) == max(found, key=lambda one: one[1])[0]
-        for given, *_ in tries[method]:
-            assert {name for name, *_ in differing(given, tries[method][0][0])} <= {flag}
+        found = result["settings"], 100 * held_out, 100 * result["best"]["fused"], record["data"]
+        tries[result["settings"]["method"]].append(found)
+    rows = re.findall(r"^\| `(.+?)` \| `--(\w+)` \| (.+) \| (\S+?)(, the default)? \|$", COMPARISON, re.MULTILINE)
+    assert sorted(method for method, *_ in rows) == sorted(method for method, found in tries.items() if len(found) > 1)
+    for method, flag, cells, chosen, kept in rows:
+        found = sorted(tries[method], key=lambda one: one[0][flag])
+        shown = [f"{given[flag]:g}: {held_out:.1f}, {test:.1f}" for given, held_out, test, _ in found]
+        best = max(found, key=lambda one: one[1])[0][flag]
+        default = PARSERS["main_dgl.py"].get_default(flag)
+        assert len(found) == 3 and cells == " | ".join(shown) and default in {given[flag] for given, *_ in found}
+        assert float(chosen) == best and bool(kept) == (best == default)
+        for given, _, _, data in found:
+            first, *_, of_first = found[0]
+            assert {name for name, *_ in differing(given, first)} <= {flag} and data == of_first
+            assert given["epochs"] == first["epochs"] and given["random_seed"] == 0
 
 
 def test_readme_is_short_and_its_contents_name_every_section():
