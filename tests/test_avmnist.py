@@ -14,7 +14,7 @@ import torch
 
 from data.AVMNIST import make_pairs
 from dataset import build_dataset
-from tests.conftest import run_here, run_script
+from tests.conftest import run_fork, run_here
 from tests.test_datasets import settings, train_and_validate
 from utils.files import LFS_HEADER
 from utils.training.device import IMAGENET_MEAN, IMAGENET_STD
@@ -72,7 +72,7 @@ def tree(root):
 
 @pytest.mark.parametrize("share", [0.25, 0.9])
 def test_every_recording_gets_a_picture_of_its_digit_and_none_is_used_twice(root, share):
-    run_script("data/AVMNIST/make_pairs.py", "--root", root, "--pca", share)
+    run_fork("data/AVMNIST/make_pairs.py", "--root", root, "--pca", share)
     fitted, _ = raw_digits(root, "train")
     for split, name, of_split in (("train", "train", (5, 12)), ("test", "t10k", (0, 4))):
         rows = [line.split(",") for line in (root / f"{split}.csv").read_text().splitlines()]
