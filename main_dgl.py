@@ -8,7 +8,6 @@ The other training rules, by --method, are the files of methods/.
 """
 
 import os
-import sys
 from argparse import Namespace
 from functools import partial
 
@@ -35,8 +34,6 @@ def parse_flags():
 
 
 if __name__ == "__main__":
-    if vars(sys.modules["__main__"]) is globals():  # not so under cProfile
-        sys.modules["main_dgl"] = sys.modules["__main__"]  # where methods/ finds DGL: no second copy of this file
     flags = run(parse_flags)  # --help and wrong flags need not wait the seconds that PyTorch takes to import
     return_large_tensors()
 

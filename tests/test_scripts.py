@@ -258,7 +258,7 @@ def test_a_wrong_flag_as_a_user_types_it():
 
 
 def test_python_can_profile_a_step(corpus, tmp_path):
-    """Under cProfile __main__ may be the profiler, in which methods/ finds no DGL."""
+    """Under cProfile __main__ may be the profiler: methods/ must not look for DGL there."""
     profile = ["-m", "cProfile", "-o", tmp_path / "profile", "main_dgl.py", "--gradient_report"]
     run_script(*profile, *data_flags(corpus), *SMALL, "--num_workers", 0)
     assert "dgl_step" in {name for _, _, name in pstats.Stats(str(tmp_path / "profile")).stats}

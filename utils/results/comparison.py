@@ -120,7 +120,7 @@ def usual(settings):
         counted = Counter(shown(each[name]) for each in settings if name in each)
         if len(counted) > 1:
             default = shown(defaults.get(name))
-            most[name] = max((count, value == default, value) for value, count in counted.items())[-1]
+            most[name] = max(counted, key=lambda value: (counted[value], value == default))
     return most
 
 
@@ -404,8 +404,9 @@ def plot_differences(differences, reference, path):
     for branch, axes in panels.items():
         axes.axvline(0, color="black", linewidth=1)
         places = {place: found[branch] for place, found in enumerate(drawn.values()) if branch in found}
+        edges = [100 * value for value in reach(places.values())] if places else []
         for place, found in places.items():
-            draw_difference(axes, place, found, *(100 * value for value in reach(places.values())))
+            draw_difference(axes, place, found, *edges)
         axes.set_xlabel(f"points, minus {label(*reference)}")
         axes.set_ylim(len(drawn) - 0.5, -0.5)
     first, *_ = panels.values()

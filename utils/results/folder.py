@@ -11,7 +11,7 @@ from utils.options import differing, parse_settings
 from utils.results.settings import as_of_today, training_parser
 
 RECORD, LAST, RESULT = "run.json", "last.pth", "result.json"
-OF_A_RUN = ("best.pth", "last.pth", "log.jsonl", "result.json", "start.json", "skipped.csv", "curves.png")
+OF_A_RUN = ("best.pth", LAST, "log.jsonl", RESULT, "start.json", "skipped.csv", "curves.png")
 OF_A_RUN += ("confusion.png", "best.json", "last.json", "predictions.csv")
 PLACES = ("audio_path", "visual_path", "split_path")
 NOT_AGAIN = {"train", "resume", "overwrite", "config", "ckpt_path", "tensorboard_path", "gradient_report", "modality"}
