@@ -4,8 +4,9 @@
 # Time:      15 minutes from raw files on two CPU cores, 2.3 an epoch.
 # Accuracy:  test 1.000 fused, 0.993 audio, 0.513 visual, one run; fused 0.996 on the 270 held-out clips.
 # Data:      train_test_data/AV-MNIST, see data/AVMNIST/README.md.
-# Edit a setting, or give it for one run, and start it again: each setting has a run of its own below ckpt/avmnist,
-# and the same again goes on where it stopped, or validates. Flags of main_dgl.py behind it win:
+# Edit a setting below, or set it for one run. Flags of main_dgl.py after the script's name override settings. Every
+# combination of settings has its own folder, such as ckpt/avmnist/dgl-alpha4-seed0. The same command again
+# resumes an interrupted run, and validates a finished one:
 #   alpha=2 bash avmnist_dgl.sh
 #   bash avmnist_dgl.sh --fusion_method gated
 alpha=${alpha:-4}                           # weight of the unimodal losses

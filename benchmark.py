@@ -1,7 +1,7 @@
 """How fast and how lean: each part beside the plain way of this field, which is written out here, in one run.
 
     python benchmark.py                   # everything, a few minutes on 2 CPU cores
-    python benchmark.py reader startup    # some of it
+    python benchmark.py reader step       # some of it
 
 The clips are made for it: 2.5 s of sound at 16 kHz and a picture of 480 x 360, as CREMA-D's. Ways to do the same take
 turns; the table has medians, and the ratio of ours to the plain way. Step and epoch run on a GPU where there is one.
@@ -14,15 +14,36 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from utils.errors import OneLineParser, run
-from utils.options import at_least
-from utils.training.memory import return_large_tensors
+import cv2
+import librosa
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import default_collate
+from torchvision import transforms
+from torchvision.transforms import v2
 
-PARTS = ("reader", "step", "epoch", "startup", "preprocessing")
+from data.extraction import extract_frames, find_ffmpeg, quieten_decoders
+from data.lists import CREMAD_EMOTIONS
+from dataset import build_dataset
+from dataset.cache import prepare
+from dataset.loader import build_loader
+from engine.build import build, build_optimizer
+from engine.device import choose_device, set_precision
+from engine.settings import complete, training_parser
+from main_dgl import dgl_step, train_epoch
+from utils.batches import IMAGENET_MEAN, IMAGENET_STD, to_device
+from utils.config import at_least, parse_settings
+from utils.errors import OneLineParser, run
+from utils.pool import process_clips
+
+PARTS = ("reader", "step", "epoch", "preprocessing")
 CLIPS = 64
 ALPHA = 4.0
 
@@ -48,12 +69,6 @@ def print_rows(title, unit, values, scale=1.0):
 
 def make_clips(root):
     """A tiny CREMA-D: CLIPS to train on, of which some are also the test set."""
-    import cv2
-    import numpy as np
-    import soundfile
-
-    from data.lists import CREMAD_EMOTIONS
-
     (root / "AudioWAV").mkdir()
     rows = []
     for k in range(CLIPS):
@@ -69,15 +84,9 @@ def make_clips(root):
 
 
 def settings(root, **changes):
-    """The training flags with those clips -> Namespace."""
-    from dataset import fill_defaults
-    from methods import resolve
-    from utils.options import parse_settings
-    from utils.results.settings import training_parser
-
+    """Return complete settings of training on those clips."""
     flags = {"audio_path": root / "AudioWAV", "visual_path": root, "split_path": root, "cache_path": root / "cache"}
-    args = parse_settings(training_parser(), {**flags, "ckpt_path": root / "run", **changes})
-    return fill_defaults(Namespace(**resolve(vars(args))))
+    return complete(vars(parse_settings(training_parser(), {**flags, "ckpt_path": root / "run", **changes})))
 
 
 def measure_reader(root, rounds):
@@ -85,18 +94,6 @@ def measure_reader(root, rounds):
 
     The last ways are ours with torchvision where our own code is kept, because with torchvision it is that much slower.
     """
-    import librosa
-    import numpy as np
-    import torch
-    from PIL import Image
-    from torch.utils.data import default_collate
-    from torchvision import transforms
-    from torchvision.transforms import v2
-
-    from dataset import build_dataset
-    from dataset.cache import prepare
-    from utils.training.device import IMAGENET_MEAN, IMAGENET_STD, to_device
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     ending = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
@@ -131,7 +128,7 @@ def measure_reader(root, rounds):
         def by_torchvision(pictures):
             return normalise(pictures.movedim(-1, -3)).movedim(-3, -1)
 
-        with patch("utils.training.device.normalise", by_torchvision):
+        with patch("utils.batches.normalise", by_torchvision):
             ours(dataset)
 
     for split in ("train", "test"):
@@ -154,38 +151,28 @@ def measure_reader(root, rounds):
 
 def one_step(way, batch_size, rounds):
     """Train on random clips in this process; print the median time of a step in s and the peak memory in GiB."""
-    if way == "ours":
-        return_large_tensors()
-
-    import torch
-    import torch.nn.functional as F
-
-    from main_dgl import dgl_step, initial_model
-    from utils.training.device import choose_device, set_precision
-
     device = choose_device()
     set_precision(deterministic=False)
-    model, _ = initial_model(settings(Path()), device)
+    model, _ = build(settings(Path()), device)
     model.train()
     if way == "plain":
         model.to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     frames = torch.randn(batch_size, 1, 224, 224, 3).permute(0, 4, 1, 2, 3)
-    batch = torch.randn(batch_size, 1, 257, 188), frames, torch.randint(6, (batch_size,))
-    spectrogram, frames, label = (tensor.to(device) for tensor in batch)
+    inputs = {"audio": torch.randn(batch_size, 1, 257, 188).to(device), "visual": frames.to(device)}
+    label = torch.randint(6, (batch_size,)).to(device)
 
     def plain():
-        a, v = model.encode_audio(spectrogram), model.encode_video(frames)
-        fusion = model.fusion_module
-        unimodal = F.cross_entropy(fusion.audio_alone(a), label) + F.cross_entropy(fusion.visual_alone(v), label)
-        multimodal = F.cross_entropy(fusion.fuse(a.detach(), v.detach()), label)
+        features, fusion = {name: model.encode(name, x) for name, x in inputs.items()}, model.fusion_module
+        unimodal = sum(F.cross_entropy(fusion.alone(name, feature), label) for name, feature in features.items())
+        multimodal = F.cross_entropy(fusion.fuse({name: x.detach() for name, x in features.items()}), label)
         (ALPHA * unimodal).backward(retain_graph=True)
         fusion.zero_grad()
         multimodal.backward()
         return sum(parameter.grad.abs().sum().item() for parameter in model.parameters())
 
     def ours():
-        return dgl_step(model, spectrogram, frames, label, ALPHA)
+        return dgl_step(model, inputs, label, ALPHA)
 
     def step():
         optimizer.zero_grad()
@@ -225,70 +212,30 @@ def measure_step(root, rounds, batch_size):
 
 
 class InMemory(list):
-    """A loader's batches, already read."""
+    """A loader's batches, read already."""
 
     def __init__(self, loader):
         super().__init__(loader)
         self.dataset, self.sampler = loader.dataset, loader.sampler
 
 
-class Silence:
-    """A journal that shows nothing."""
-
-    def watch(self, batches, first):
-        return batches
-
-    def step(self, *_):
-        pass
-
-
 def measure_epoch(root, rounds):
     """An epoch of training through the loader, beside the same with its batches in memory."""
-    from dataset.loader import build_loader
-    from main_dgl import initial_model, train_epoch
     from utils.training.device import choose_device, set_precision
-    from utils.training.run import Run, start_of
 
-    device, args = choose_device(), settings(root, batch_size=16, learning_rate=1e-4)
+    device, of_run = choose_device(), settings(root, batch_size=16, learning_rate=1e-4)
     set_precision(deterministic=False)
-    loader = build_loader(args, "train", device)
-    run = Run(args, device, *initial_model(args, device), {"train": loader})
-    run.journal = Silence()
+    loader = build_loader(of_run, "train", device)
+    model, method = build(of_run, device)
+    optimizer, _ = build_optimizer(model, of_run)
     memory = InMemory(loader)
-
-    def epoch(batches):
-        run.loader, run.progress = batches, start_of(0)
-        train_epoch(run)
-
-    ways = {"batches in memory": lambda: epoch(memory), "through the loader": lambda: epoch(loader)}
+    ways = {"batches in memory": memory, "through the loader": loader}
+    ways = {name: partial(train_epoch, model, method, each, optimizer, device) for name, each in ways.items()}
     print_rows(f"epoch of {CLIPS}", "s", take_turns(ways, rounds))
-
-
-def measure_startup(root, rounds):
-    """Time until --help is answered, and until a run whose cache is warm has what it needs.
-
-    The plain way imports all that it trains with before it looks at its flags.
-    """
-
-    def start(*arguments):
-        subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
-
-    imports = "import argparse, cv2, librosa, torch, torchvision, torch.utils.tensorboard"
-    ways = {
-        "imports first": lambda: start("-c", imports),
-        "main_dgl.py --help": lambda: start("main_dgl.py", "--help"),
-        "imports of training": lambda: start("-c", "import main_dgl, dataset.clips"),
-    }
-    print_rows("startup", "s", take_turns(ways, rounds))
 
 
 def measure_preprocessing(root, rounds):
     """Frames of 16 FLV clips, 480 x 360, 30 frames a second, Sorenson's codec as CREMA-D's, on all cores."""
-    import cv2
-
-    from data.extraction import extract_frames, find_ffmpeg, quieten_decoders
-    from utils.pool import process_clips
-
     for k in range(16):
         command = [find_ffmpeg(), "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=480x360:rate=30:duration=2.5"]
         subprocess.run([*command, "-c:v", "flv1", "-q:v", "4", str(root / f"{k}.flv")], check=True)
@@ -314,7 +261,7 @@ def measure_preprocessing(root, rounds):
 
 
 def main():
-    parser = OneLineParser(description="Measure reader, step, epoch, start-up, preprocessing.")
+    parser = OneLineParser(description="Measure reader, step, epoch, preprocessing.")
     parser.add_argument("parts", nargs="*", choices=(*PARTS, "all"), default="all", help="what to measure")
     parser.add_argument("--rounds", type=at_least(1), default=3, metavar="N", help="turns of each way (default: 3)")
     parser.add_argument(

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # DGL on CREMA-D: train, then validate the best epoch.
 # Hardware:  meant for one GPU; runs on CPU cores too.
-# Time:      not measured on a GPU. Two CPU cores: about 24 minutes an epoch, two days in all, reckoned from 0.22 s
-#            a clip for forward and backward of both encoders.
+# Time:      not measured on a GPU. Two CPU cores: about 24 minutes an epoch, two days in all, estimated from 0.22 s
+#            per clip for forward and backward of both encoders.
 # Accuracy:  the authors note 77.48 (alpha 4) and 78.12 (alpha 5) for their own script.
 # Data:      train_test_data/CREMA-D, see data/CREMAD/README.md.
-# Edit a setting, or give it for one run, and start it again: each setting has a run of its own below ckpt/cremad,
-# and the same again goes on where it stopped, or validates. Flags of main_dgl.py behind it win:
+# Edit a setting below, or set it for one run. Flags of main_dgl.py after the script's name override settings. Every
+# combination of settings has its own folder, such as ckpt/cremad/dgl-alpha4-seed0. The same command again
+# resumes an interrupted run, and validates a finished one:
 #   alpha=5 bash cramed_dgl.sh
 #   bash cramed_dgl.sh --fusion_method gated --val_ratio 0.1
 alpha=${alpha:-4}                           # weight of the unimodal losses

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a validated model on clips made here: six drawn faces and synthetic voices in CREMA-D's raw form.
 # Needs Python 3.10 or newer. About 3 minutes on 2 CPU cores once the packages are there.
-# Writes train_test_data/demo, train_test_data/.cache and ckpt/demo. Interrupted, it goes on where it stopped.
+# Writes train_test_data/demo, train_test_data/.cache and ckpt/demo. If interrupted, run it again to resume.
 set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh
@@ -19,8 +19,8 @@ run "$PYTHON" valid.py --ckpt_path ckpt/demo/best.pth
 cat <<'EOF'
 
 Done: 240 clips made, frames extracted, split, a DGL model trained and its best epoch validated. Chance is 0.17.
-The sound tells more than the picture, and DGL trains both encoders all the same: compare the columns.
-The model is ckpt/demo/best.pth; curves.png and confusion.png beside it show how it came about. What to try next:
+Audio is easier to classify than the frames, and DGL still trains both encoders: compare the columns.
+The model is ckpt/demo/best.pth; curves.png and confusion.png next to it show how training went. What to try next:
   - another fusion: the training command of this script with --fusion_method gated --ckpt_path ckpt/demo-gated
   - another weight of the unimodal losses: the same with --alpha 1 --ckpt_path ckpt/demo-alpha1
   - losses and accuracies side by side: tensorboard --logdir ckpt

@@ -4,8 +4,9 @@
 # Time:      not measured.
 # Accuracy:  the authors note 75.10 and 76.28 (alpha 3, two runs) and 74.78 (alpha 2) for their own script.
 # Data:      train_test_data/kinect_sound, see data/KineticSound/README.md.
-# Edit a setting, or give it for one run, and start it again: each setting has a run of its own below ckpt/kineticsound,
-# and the same again goes on where it stopped, or validates. Flags of main_dgl.py behind it win:
+# Edit a setting below, or set it for one run. Flags of main_dgl.py after the script's name override settings. Every
+# combination of settings has its own folder, such as ckpt/kineticsound/dgl-alpha3-seed0. The same command again
+# resumes an interrupted run, and validates a finished one:
 #   alpha=5 bash ks_dgl.sh
 #   bash ks_dgl.sh --fusion_method gated --val_ratio 0.1
 alpha=${alpha:-3}                           # weight of the unimodal losses

@@ -1,216 +1,178 @@
 """Train an audio-visual classifier with Disentangled Gradient Learning (Wei, Luo, Luo; ICCV 2025; arXiv 2507.10213).
 
-    python main_dgl.py --train --dataset CREMAD --alpha 4 --learning_rate 0.002     # again: goes on where it stopped
+    python main_dgl.py --train --dataset CREMAD --alpha 4 --learning_rate 0.002     # the same command again resumes
     python main_dgl.py --dataset CREMAD --alpha 4 --learning_rate 0.002             # evaluate its best.pth
 
 The method is `dgl_step` below and the base class in models/fusion_modules.py: `grep -rn "DGL (" --include=*.py .`
-The other training rules, by --method, are the files of methods/.
+The other methods, by --method, are the files of methods/.
 """
 
 import os
-from argparse import Namespace
-from functools import partial
+import time
+from collections import deque
 
-from dataset import DATASETS, build_dataset, fill_defaults
-from methods import build, check_flags, resolve
-from utils import options
+from analysis.gradient_report import show_gradients
+from dataset import DATASETS
+from dataset.loader import Data
+from engine.batchnorm import batches_kept, check_batch_size, refresh_batchnorm
+from engine.build import build, build_optimizer
+from engine.checkpoint import best_of, load_best, resume, save_epoch
+from engine.device import choose_device, set_precision
+from engine.distributed import processes
+from engine.evaluation import class_names, evaluate, evaluate_epoch
+from engine.folder import check_data, folder_of, is_finished, opened
+from engine.gradients import average_gradients, clip_gradients
+from engine.log import RunLog
+from engine.meter import Meter, batches
+from engine.settings import parse_training
+from methods import METHODS
+from methods.base import Method, score
 from utils.errors import InputError, run
 from utils.files import looked_in
-from utils.results import folder, settings
-from utils.training.memory import return_large_tensors
+from utils.processes import first_process
+from valid import validate
 
 
-def parse_flags():
-    """The flags: (args, typed) as utils.options.parse.
+def dgl_step(model, inputs, label, alpha):
+    """Run forward and backward of one DGL step (paper eq. 9 to 15, Algorithm 1), for any number of modalities.
 
-    Raises:
-        InputError: a flag is wrong, or contradicts another.
-    """
-    args, typed = options.parse(settings.training_parser())
-    args = Namespace(**resolve(vars(folder.with_recorded(args))))
-    check_flags(args, typed)
-    options.check_tensorboard(args, typed)
-    return args, typed
-
-
-if __name__ == "__main__":
-    flags = run(parse_flags)  # --help and wrong flags need not wait the seconds that PyTorch takes to import
-    return_large_tensors()
-
-import torch
-import torch.nn.functional as F
-
-from dataset.cache import refuse_much_damage
-from dataset.leaks import warn_of_leaks
-from dataset.loader import build_loader
-from methods.base import Method
-from models import ENCODERS
-from utils.results.evaluation import BRANCHES, class_names, evaluate, held_out_loss
-from utils.results.journal import Journal
-from utils.training import checkpoint, distributed
-from utils.training.batchnorm import refresh_batchnorm, refuse_single_values
-from utils.training.device import choose_device, compile_when_run, set_precision
-from utils.training.measurement import WatchedLosses
-from utils.training.run import Run, best_of
-
-
-def dgl_step(model, spectrogram, frames, label, alpha):
-    """Forward and backward of one DGL step (paper section 3).
-
-    Leaves in `.grad`: encoders alpha * d(L_a + L_v), fusion module d(L_m). The caller zeroes, clips and steps.
-    The three problems share no graph, so each encoder's activations are freed before the next one runs.
+    Leaves in `.grad`: encoders alpha * dL_u, fusion module dL_m. The caller zeroes, clips and steps. The problems share
+    no graph, so each encoder's activations are freed before the next encoder runs.
 
     Args:
-        model: AVClassifier with both modalities.
-        spectrogram: (B, 1, F, T).
-        frames: (B, 3, N, H, W).
+        model: AVClassifier, or any model with `modalities`, `encode`, `encoder_parameters` and a `fusion_module` with
+            `forward`, which detaches, and `alone`.
+        inputs: {modality: tensor} as `model.encode` takes them.
         label: (B,), class numbers.
         alpha: weight of the unimodal losses.
 
     Returns:
-        (loss, loss_a, loss_v): multimodal, audio and visual cross-entropy, detached scalars on the model's device.
+        {branch: Output(loss, logits)}, "fused" and every modality.
     """
-    fusion = model.fusion_module
-    features, losses = [], []
-    for encoder, encode, alone, clip in (
-        (model.audio_net, model.encode_audio, fusion.audio_alone, spectrogram),
-        (model.visual_net, model.encode_video, fusion.visual_alone, frames),
-    ):
-        feature = encode(clip)  # (B, 512)
+    fusion, features, alone = model.fusion_module, {}, {}
+    for name in model.modalities:
+        features[name] = model.encode(name, inputs[name])  # (B, D)
         # DGL (1): unimodal regularisation, the fusion module's own weights score each modality alone
-        loss_u = F.cross_entropy(alone(feature), label)
-        # DGL (3): the unimodal gradient ends in its encoder, fusion sees none of it
-        (alpha * loss_u).backward(inputs=list(encoder.parameters()))
-        features.append(feature)
-        losses.append(loss_u.detach())
-    loss = F.cross_entropy(fusion(*features), label)  # fusion detaches the features: key point 2
-    loss.backward()  # the encoders' graphs are gone: were the features not detached, this would raise
-    return loss.detach(), *losses
+        alone[name] = score(fusion.alone(name, features[name]), label)
+        # DGL (3): the unimodal gradient ends in its encoder, the fusion module gets none of it
+        (alpha * alone[name].loss).backward(inputs=model.encoder_parameters(name))
+    fused = score(fusion(features), label)  # the fusion module detaches the features: key point 2
+    fused.loss.backward()  # the encoders' graphs are freed: if the features were not detached, this would raise
+    return {"fused": fused, **alone}
 
 
 class DGL(Method):
-    """Disentangled Gradient Learning, by `dgl_step`; its flag is --alpha (paper section 3)."""
+    """Disentangled Gradient Learning, by `dgl_step`; its flag is --alpha (paper section 3.2)."""
 
-    def step(self, model, spectrogram, frames, label):
-        return dgl_step(model, spectrogram, frames, label, self.args.alpha)
+    def step(self, model, inputs, label):
+        return dgl_step(model, inputs, label, self.settings.alpha)
 
 
-def train_epoch(run):
-    """Train from the step that `run.progress` names to the end of the epoch; leave fresh BatchNorm statistics.
+METHODS["dgl"].rule = DGL
 
-    A signal raises Interrupted between two steps, with `run.progress` such that the run can be saved.
 
-    Returns:
-        the epoch's figures in training, as Run.means.
+def train_epoch(model, method, loader, optimizer, device):
+    """Train one epoch and leave fresh BatchNorm statistics; return the Meter with what was measured.
 
     Raises:
         InputError: a loss or a gradient is not finite.
     """
-    run.begin_epoch()
-    pending = None  # the step before, not counted yet: a GPU has its next work before it is asked for its figures
-    try:
-        for number, clips, batch in run.batches():
-            with WatchedLosses() as watched:
-                losses = run.method.update(run.shared.model, *batch, run.finish)
-            figures = run.figures(losses, watched.hits(losses))
-            if pending:
-                run.count(*pending)
-            pending = number, clips, figures
-    finally:  # also when it is interrupted and about to be saved
-        if pending:
-            run.count(*pending)
-    refresh_batchnorm(run.model, run.recent)
-    return run.means()
+    model.train()
+    meter, recent = Meter(model, loader), deque(maxlen=batches_kept(loader.sampler.size))
+    for inputs, label in batches(loader, device, meter):
+        for outputs in method.steps(model, inputs, label):  # forward and backward; once, for MLA once per modality
+            average_gradients(model)  # over processes; nothing with one
+            method.adjust_gradients(model, outputs, label)
+            meter.add_gradients(clip_gradients(model))
+            optimizer.step()
+            optimizer.zero_grad()
+        meter.add_batch(outputs, label)  # on the device; read now and then
+        recent.append(inputs)
+    refresh_batchnorm(model, recent)
+    return meter
 
 
-def train(args, device):
-    """Train until args.epochs epochs are done; write best.pth and last.pth into args.ckpt_path, `Journal` the rest.
+def train(settings, device):
+    """Train until settings.epochs epochs are done; write checkpoints, log and result into settings.ckpt_path.
 
-    The best epoch is chosen on the test set, as the literature does, or with args.val_ratio on the training clips that
-    it holds out; then the test set is seen once, after the last epoch.
+    The best epoch is chosen on the test set, as in the literature, or with --val_ratio on held-out training clips.
     """
-    set_precision(args.deterministic)
-    chosen_on = "val" if args.val_ratio else "test"
-    model, method = initial_model(args, device)
-    loaders, data = load_clips(args, device, ("train", chosen_on, "test", *method.splits))
-    this = Run(args, device, model, method, loaders)
-    with this.opened(settings.as_of_today), Journal(this, data) as this.journal:
-        with this.saved_when_interrupted():
-            while this.progress["epoch"] < args.epochs:
-                row = {"epoch": this.progress["epoch"], "learning_rate": this.schedule.get_last_lr()[0]}
-                row |= train_epoch(this)
-                accuracies, predictions = evaluate(this.model, this.loaders[chosen_on], device, this.interruption.watch)
-                row |= {"split": chosen_on, **accuracies, **held_out_loss(chosen_on, predictions)}
-                this.end_epoch(row)
-        this.journal.finish(*test(this, chosen_on))
+    set_precision(settings.deterministic)
+    model, method = build(settings, device)
+    data = load_data(settings, method, device)
+    optimizer, scheduler = build_optimizer(model, settings)
+    log = RunLog(settings, data, resume(settings, model, method, optimizer, scheduler, data.train.dataset))
+    log.start(model, data, device)
+    for epoch in range(len(log.rows), settings.epochs):
+        start, rate = time.perf_counter(), scheduler.get_last_lr()[0]
+        data.train.set_epoch(epoch)
+        method.epoch = epoch
+        method.begin_epoch(epoch, model, data.loaders, device)
+        meter = train_epoch(model, method, data.train, optimizer, device)
+        row = {"epoch": epoch, "learning_rate": rate, **meter.means(), **method.row()}
+        row |= evaluate_epoch(model, data, device)
+        scheduler.step()
+        log.add(row | {"seconds": time.perf_counter() - start}, meter.steps)
+        save_epoch(settings, model, method, optimizer, scheduler, data.train.dataset, log.rows)
+    log.finish(*test(settings, model, data, log.rows, device))
 
 
-def load_clips(args, device, splits):
-    """The loaders of these splits, {name: loader}, and the digests of their lists; what is in them is printed.
+def load_data(settings, method, device):
+    """Return the Data of a run: its loaders, for what the method reads too.
 
     Raises:
-        InputError: too many clips are damaged, they leave BatchNorm one value, or the run in the folder had others.
+        InputError: lists or folders are missing, clips are damaged, or the run in the folder had other clips.
     """
-    with distributed.first_alone():
-        datasets = {split: build_dataset(args, split) for split in dict.fromkeys(splits)}
-        data = folder.digests(datasets)
-        folder.refuse_other_clips(args, data)
-    loaders = {split: build_loader(args, split, device, dataset=dataset) for split, dataset in datasets.items()}
-    for split, loader in loaders.items():
-        print(f"{args.dataset} {split}: {loader.dataset}")
-    with distributed.first_alone():  # of several processes one tells why
-        warn_of_leaks(*(loaders[split].dataset.clips for split in ("train", "test")))
-        refuse_much_damage([loader.dataset for loader in loaders.values()], args.max_skipped)
-        refuse_single_values(args, loaders["train"].dataset)
-    return loaders, data
+    with first_process():  # of several processes one reports
+        data = Data(settings, method.splits)
+        check_data(settings, data.description)
+    data.load(device)
+    with first_process():
+        check_batch_size(settings, data.train)
+    return data
 
 
-def initial_model(args, device):
-    """The model that a run with these settings starts from, and its training rule -> (AVClassifier, Method)."""
-    torch.manual_seed(args.random_seed)
-    model, method = build(args, DATASETS[args.dataset].n_classes, prepare=True)
-    model.amp = args.amp == "bf16"
-    model.to(device, memory_format=torch.channels_last)  # 1.6 times as fast on the CPU
-    if args.compile:
-        compile_when_run([net for name, net in model.named_children() if name in ENCODERS], device)
-    return model, method
-
-
-def test(run, chosen_on):
-    """Test a finished run's last epoch and its best one, whose weights the model has then.
+def test(settings, model, data, rows, device):
+    """Test a finished run's last epoch and its best one, whose weights the model has afterwards.
 
     Returns:
-        what result.json holds, and the best epoch's predictions, as `evaluate` returns them, with the classes' names.
+        what result.json holds; the best epoch's predictions as `evaluate` returns them; the names of the classes.
     """
-    loader, best, last = run.loaders["test"], best_of(run.log), run.log[-1]
-    if chosen_on != "test" and last is not best:
-        last = last | evaluate(run.model, loader, run.device)[0]
-    with distributed.first_alone():  # the process that wrote it is through with that
-        run.model.load_state_dict(checkpoint.load(run.best_path)["model"])
-    accuracies, predictions = evaluate(run.model, loader, run.device)
-    rows = (("best", best | accuracies), ("last", best | accuracies if last is best else last))
-    result = {name: {key: row[key] for key in ("epoch", *BRANCHES)} for name, row in rows}
-    result |= {"chosen_on": chosen_on, "settings": vars(run.args)}
-    return result, predictions, class_names(loader.dataset.classes, DATASETS[run.args.dataset].n_classes)
+    best, last = best_of(rows), rows[-1]
+    if data.chosen_on != "test" and last is not best:
+        last = last | evaluate(model, data.test, device)[0]
+    load_best(settings, model)
+    accuracies, predictions = evaluate(model, data.test, device)
+    best, last = best | accuracies, best | accuracies if last is best else last
+    result = {
+        name: {key: row[key] for key in ("epoch", *model.branches)} for name, row in (("best", best), ("last", last))
+    }
+    names = class_names(data.test.dataset.classes, DATASETS[settings.dataset].n_classes)
+    return result | {"chosen_on": data.chosen_on, "settings": vars(settings)}, predictions, names
 
 
-def main(flags=None):
-    args, typed = flags or parse_flags()
-    if args.gradient_report:
-        from utils.results.gradient_report import show_gradients
+def parse_args(argv=None):
+    """Return the settings of a command line, by default of this process: a Namespace, complete.
 
-        show_gradients(fill_defaults(args), initial_model)
-    elif args.train:
-        device = choose_device(args.device, args.gpu_ids)
-        with distributed.processes(device), folder.opened(fill_defaults(args)):
-            if folder.is_finished(args):
-                print(f"{args.ckpt_path}: finished; --overwrite begins anew")
+    Raises:
+        InputError: a flag is wrong, or contradicts another.
+    """
+    return parse_training(argv)[0]
+
+
+def main():
+    settings, typed = parse_training()
+    if settings.gradient_report:
+        show_gradients(settings)
+    elif settings.train:
+        device = choose_device(settings.device, settings.gpu_ids)
+        with processes(device), opened(settings):
+            if is_finished(settings):
+                print(f"{settings.ckpt_path}: finished; --overwrite starts again")
             else:
-                train(args, device)
+                train(settings, device)
     else:
-        from valid import validate
-
-        path = os.path.join(args.ckpt_path or folder.folder_of(fill_defaults(args)), "best.pth")
+        path = os.path.join(settings.ckpt_path or folder_of(settings), "best.pth")
         if not os.path.exists(path):
             raise InputError(
                 f"{path}: no such file{looked_in(path)}; --train trains it, valid.py evaluates any checkpoint"
@@ -219,4 +181,4 @@ def main(flags=None):
 
 
 if __name__ == "__main__":
-    run(partial(main, flags))
+    run(main)

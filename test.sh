@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up .venv, unless the Python at hand has the packages, and run the checks of style and the tests:
+# Set up .venv, unless the current Python has the packages, and run the style checks and the tests:
 #   bash test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")"

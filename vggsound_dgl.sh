@@ -4,8 +4,9 @@
 # Time:      not measured.
 # Accuracy:  none noted by the authors, none measured.
 # Data:      train_test_data/vggsound and data/VGGSound/vggsound.csv, see data/VGGSound/README.md.
-# Edit a setting, or give it for one run, and start it again: each setting has a run of its own below ckpt/vggsound,
-# and the same again goes on where it stopped, or validates. Flags of main_dgl.py behind it win:
+# Edit a setting below, or set it for one run. Flags of main_dgl.py after the script's name override settings. Every
+# combination of settings has its own folder, such as ckpt/vggsound/dgl-alpha2-seed0. The same command again
+# resumes an interrupted run, and validates a finished one:
 #   alpha=5 bash vggsound_dgl.sh
 #   bash vggsound_dgl.sh --fusion_method gated --val_ratio 0.1
 alpha=${alpha:-2}                           # weight of the unimodal losses

@@ -2,7 +2,7 @@
 
 import utils  # noqa: F401, I001  before all else: it refuses a Python that is too old
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dataset.ave import AVE
 from dataset.avmnist import AVMNIST
@@ -15,24 +15,33 @@ from utils.errors import InputError
 
 @dataclass(frozen=True)
 class Entry:
-    """A dataset: its index, number of model outputs, audio settings and frames per clip."""
+    """A dataset: its index, number of model outputs, audio settings, frames per clip, and its script's settings."""
 
     index: type[Index]
     n_classes: int
     audio: AudioSettings
     num_frame: int
+    script: dict = field(default_factory=dict)
+
+    @property
+    def defaults(self):
+        """Return the settings of the dataset's script, {name: value}; others have the flags' defaults."""
+        return self.script | {"num_frame": self.num_frame}
 
 
 FIVE_OF_TEN = AudioSettings(rate=16000, seconds=5, n_fft=256, hop=128, repeat_to=10)
 EIGHT_OF_TEN = AudioSettings(rate=16000, seconds=8, n_fft=256, hop=128, repeat_to=10)
 
+PAPER = {"learning_rate": 0.002}  # in the authors' scripts; main_dgl.py has 0.001
+DIGITS = {"learning_rate": 0.01, "lr_decay_step": [4], "batch_size": 32, "image_size": 32, "val_ratio": 0.1}
+
 DATASETS = {
-    "CREMAD": Entry(CREMAD, 6, AudioSettings(rate=22050, seconds=3, n_fft=512, hop=353), num_frame=1),
-    "KineticSound": Entry(KineticSound, 34, FIVE_OF_TEN, num_frame=3),
-    "VGGSound": Entry(VGGSound, 309, FIVE_OF_TEN, num_frame=3),
-    "AVE": Entry(AVE, 28, AudioSettings(rate=22050, seconds=3, n_fft=512, hop=256), num_frame=1),
-    "kinect400": Entry(Kinetics400, 400, EIGHT_OF_TEN, num_frame=3),
-    "AVMNIST": Entry(AVMNIST, 10, AudioSettings(rate=8000, seconds=1, n_fft=256, hop=64), num_frame=1),
+    "CREMAD": Entry(CREMAD, 6, AudioSettings(rate=22050, seconds=3, n_fft=512, hop=353), 1, PAPER),
+    "KineticSound": Entry(KineticSound, 34, FIVE_OF_TEN, 3, PAPER),
+    "VGGSound": Entry(VGGSound, 309, FIVE_OF_TEN, 3, PAPER),
+    "AVE": Entry(AVE, 28, AudioSettings(rate=22050, seconds=3, n_fft=512, hop=256), 1, PAPER),
+    "kinect400": Entry(Kinetics400, 400, EIGHT_OF_TEN, 3, PAPER),
+    "AVMNIST": Entry(AVMNIST, 10, AudioSettings(rate=8000, seconds=1, n_fft=256, hop=64), 1, DIGITS),
 }
 
 
@@ -46,7 +55,7 @@ def fill_defaults(args):
 
 
 def build_dataset(args, split, training=None):
-    """A split of `args.dataset`, "train", "val" or "test": items (spectrogram (F, T), frames (3, N, H, W), label).
+    """Return a split of `args.dataset`, "train", "val" or "test": see dataset/clips.py for its items.
 
     `training=False` reads the training clips as in evaluation, without draws and augmentation.
 

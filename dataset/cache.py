@@ -26,7 +26,7 @@ from PIL import Image
 from utils.errors import InputError
 from utils.files import release, take_lock, write_text
 from utils.pool import ClipError, each_clip
-from utils.training import distributed
+from utils.processes import rank
 
 FORMAT = 3  # raised whenever a Decoder makes other arrays of the same clips
 GB = 10**9
@@ -137,7 +137,7 @@ def to_decode(dataset, folder, names, limit):
         name, found = names[clip.wav], fingerprint(clip)
         entry = index.get(name)
         known = entry is not None and entry.fingerprint == found
-        if known and (distributed.rank() > 0 if entry.reason else entry.stored(folder, name).is_there()):
+        if known and (rank() > 0 if entry.reason else entry.stored(folder, name).is_there()):
             continue
         size = 0
         if needed < room:
@@ -166,7 +166,7 @@ def decoding(folder):
         release(lock)
 
 
-def refuse_much_damage(datasets, max_skipped):
+def check_damage(datasets, max_skipped):
     """Raise InputError if more than the share `max_skipped` of the datasets' clips was damaged."""
     damaged = {clip_id: reason for dataset in datasets for clip_id, reason in dataset.damaged.items()}
     clips = len(damaged) + sum(map(len, datasets))

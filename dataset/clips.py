@@ -17,9 +17,9 @@ from torchvision.transforms import v2
 
 from data.wav import mended, wav_fault
 from dataset.index import AudioSettings, within_sound
+from utils.batches import normalise
 from utils.errors import InputError
-from utils.training.device import normalise
-from utils.training.seeds import derived_seed
+from utils.seeds import derived_seed
 
 SHORTEST = 0.01  # s of sound
 
@@ -165,13 +165,13 @@ def hold_out(clips, share, seed):
 
 
 class ClipDataset(Dataset):
-    """Items (spectrogram (F, T), frames (3, N, H, W), label) of one split.
+    """Items ({"audio": spectrogram (1, F, T), "visual": frames (3, N, H, W)}, label) of one split.
 
     Training draws N frames in order of time, crops and flips at random, as a function of (seed, epoch, clip) alone;
     evaluation takes N evenly spaced frames and is deterministic.
 
-    A list of numbers in place of one gives a batch as utils.training.device.to_device takes it: spectrograms (B, F, T),
-    pictures as bytes (B, N, H, W, 3), and labels (B,).
+    A list of numbers in place of one gives a batch as utils.batches.to_device takes it: spectrograms (B, 1, F, T),
+    frames as bytes (B, N, H, W, 3), and labels (B,).
 
     Args:
         index: the dataset's Index.
@@ -253,20 +253,20 @@ class ClipDataset(Dataset):
     def __getitem__(self, i):
         if isinstance(i, list):
             return self.batch([self.clips[k] for k in i])
-        spectrogram, pictures, label = (part[0] for part in self.batch([self.clips[i]]))
-        return spectrogram, normalise(pictures).permute(3, 0, 1, 2), label.item()
+        inputs, label = self.batch([self.clips[i]])
+        return {"audio": inputs["audio"][0], "visual": normalise(inputs["visual"][0]).permute(3, 0, 1, 2)}, label.item()
 
     def batch(self, clips):
-        """Clips as they look in this epoch: spectrograms (B, F, T), pictures as bytes (B, N, H, W, 3), labels (B,)."""
+        """Return clips as they look in this epoch: a batch as the class describes it."""
         sounds, pictures = [], []
         with torch.random.fork_rng(devices=()):  # torchvision draws from the CPU's global generator alone
             for clip in clips:
                 torch.default_generator.manual_seed(derived_seed(self.seed, self.epoch, clip.id))
                 sounds.append(self.crop(self.fixed("sound", clip)))
                 pictures += self.pictures(clip)
-        spectrograms = torch.stack([log_spectrogram(sound, self.decoder.audio) for sound in sounds])
+        spectrograms = torch.stack([log_spectrogram(sound, self.decoder.audio) for sound in sounds]).unsqueeze(1)
         pictures = torch.stack(pictures).unflatten(0, (len(clips), -1))
-        return spectrograms, pictures, torch.tensor([clip.label for clip in clips])
+        return {"audio": spectrograms, "visual": pictures}, torch.tensor([clip.label for clip in clips])
 
     def crop(self, samples):
         """The dataset's `seconds` of samples (n,): anywhere in training, the middle in evaluation."""

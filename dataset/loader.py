@@ -9,39 +9,48 @@ import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from dataset import build_dataset
-from dataset.cache import prepare
-from utils.errors import SIGNALS
+from dataset.cache import check_damage, prepare
+from dataset.leaks import warn_of_leaks
+from utils.errors import SIGNALS, InputError
 from utils.pool import cores
-from utils.training import distributed
-from utils.training.seeds import derived_seed
+from utils.processes import first_on_machine, first_process, rank, size
+from utils.seeds import derived_seed
 
 
 class BatchSampler(Sampler):
-    """Numbers of clips, a list per batch: every clip once. Of several processes each gets its part of every batch.
+    """Numbers of clips, a list per batch; each of several processes gets its part of every batch.
 
-    In training the order is a function of (seed, epoch) alone, else that of the clips. It begins with batch `start`.
+    Training batches are of equal size, in an order that is a function of (seed, epoch) alone: the clips that are left
+    over are dropped, as in the authors' code; fewer clips than a batch are one batch. Evaluation takes every clip once.
+
+    Attributes:
+        size: clips of a batch in all processes; the last one of an evaluation may be smaller.
     """
 
     def __init__(self, dataset, batch_size):
-        self.dataset, self.batch_size, self.start = dataset, batch_size, 0
+        self.dataset, self.size = dataset, batch_size
+        if dataset.decoder.training:
+            self.size = min(batch_size, len(dataset)) // size() * size()
 
     def batches(self):
-        """The epoch's batches, before they are divided."""
+        """Return the epoch's batches of all processes."""
         order = range(len(self.dataset))
         if self.dataset.decoder.training:
             generator = torch.Generator().manual_seed(derived_seed(self.dataset.seed, self.dataset.epoch, "order"))
             order = torch.randperm(len(self.dataset), generator=generator).tolist()
-        return [list(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size)]
+        return [list(order[i * self.size : (i + 1) * self.size]) for i in range(len(self))]
 
     def __len__(self):
-        return -(-len(self.dataset) // self.batch_size)
+        if self.dataset.decoder.training:
+            return len(self.dataset) // self.size
+        return -(-len(self.dataset) // self.size)
 
-    def __iter__(self):
-        return map(distributed.part, self.batches()[self.start :])
+    def __iter__(self):  # a process without a clip of an evaluation's last batch evaluates the first one once more
+        return (batch[rank() :: size()] or batch[:1] for batch in self.batches())
 
 
 def ignore_signals(_):
-    """Leave SIGINT and SIGTERM, which a terminal or a cluster sends to every process, to the one that trains."""
+    """Leave the signals that a terminal or a cluster sends to every process to the main process."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -54,11 +63,12 @@ def handed_over(batch):
     """
     if get_worker_info() is None:
         return batch
+    inputs, label = batch
     try:
-        return [part.share_memory_() for part in batch]
+        return {name: value.share_memory_() for name, value in inputs.items()}, label
     except RuntimeError:
         warn_of_shared_memory()
-        return [part.numpy() for part in batch]
+        return {name: value.numpy() for name, value in inputs.items()}, label
 
 
 @cache
@@ -79,6 +89,10 @@ class Loader(DataLoader):
     """
 
     told, waiting = None, False  # PyTorch's handler, and whether some loader waits for a batch
+
+    def set_epoch(self, epoch):
+        """Set the epoch that order, frames, crops and flips depend on."""
+        self.dataset.set_epoch(epoch)
 
     def __iter__(self):
         batches = super().__iter__()
@@ -105,7 +119,7 @@ def build_loader(args, split, device, training=None, dataset=None):
     Clips that cannot be decoded are left out, the others' arrays cached (dataset/cache.py). The number of workers
     changes the speed and nothing else. Pinned memory on CUDA.
     """
-    with distributed.first_alone():
+    with first_on_machine():
         dataset = build_dataset(args, split, training) if dataset is None else dataset
         prepare(dataset, args, max(args.num_workers or cores(), 1))
     workers = args.num_workers
@@ -122,3 +136,74 @@ def build_loader(args, split, device, training=None, dataset=None):
         worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
     )
+
+
+class Data:
+    """The clips of a run.
+
+    Args:
+        settings: of the run.
+        splits: what the method reads besides: "val", "plain".
+
+    Attributes:
+        datasets: {split: ClipDataset}, before it is known which clips can be decoded.
+        description: for each split the number of clips listed, and hashes of names and labels and of the classes.
+        loaders: {split: loader}; made by `load`.
+        chosen_on: the split that chooses the best epoch, "val" or, as in the literature, "test".
+    """
+
+    def __init__(self, settings, splits=()):
+        self.settings, self.chosen_on = settings, "val" if settings.val_ratio else "test"
+        if settings.batch_size % size():
+            raise InputError(
+                f"--batch_size {settings.batch_size}: cannot be divided by {size()} processes; use "
+                f"{max(settings.batch_size // size(), 1) * size()}"
+            )
+        self.datasets = {name: build_dataset(settings, name) for name in ("train", self.chosen_on, "test", *splits)}
+        self.description = {
+            split: {
+                "clips": len(dataset.clips),
+                "lists": f"{derived_seed(*((clip.id, clip.label) for clip in dataset.clips)):016x}",
+                "classes": f"{derived_seed(*dataset.classes):016x}",
+            }
+            for split, dataset in self.datasets.items()
+        }
+
+    def load(self, device):
+        """Decode what is not in the cache, make the loaders, and print what is in them.
+
+        Raises:
+            InputError: too many clips are damaged, or there are fewer than processes.
+        """
+        settings = self.settings
+        self.loaders = {
+            name: build_loader(settings, name, device, dataset=dataset) for name, dataset in self.datasets.items()
+        }
+        for name, loader in self.loaders.items():
+            print(f"{settings.dataset} {name}: {loader.dataset}")
+        with first_process():
+            if rank() == 0:
+                warn_of_leaks(*(self.datasets[name].clips for name in ("train", "test")))
+            check_damage([loader.dataset for loader in self.loaders.values()], settings.max_skipped)
+            clips = len(self.datasets["train"])
+            if clips < size():
+                raise InputError(f"{settings.dataset}: {clips} training clip(s) for {size()} processes; start fewer")
+            if clips < settings.batch_size and rank() == 0:
+                print(
+                    f"warning: --batch_size {settings.batch_size}: only {clips} training clips, so every epoch is one "
+                    "step with all of them; a smaller batch size makes more steps",
+                    file=sys.stderr,
+                )
+
+    @property
+    def train(self):
+        return self.loaders["train"]
+
+    @property
+    def choosing(self):
+        """Return the loader of the split that chooses the best epoch."""
+        return self.loaders[self.chosen_on]
+
+    @property
+    def test(self):
+        return self.loaders["test"]

@@ -34,7 +34,7 @@ def read_video(video, args):
         args: settings of the data: dataset, fps, num_frame, image_size.
 
     Returns:
-        (spectrogram (F, T), frames (3, N, H, W), 0), and whether it has sound.
+        ({"audio": spectrogram (1, F, T), "visual": frames (3, N, H, W)}, 0), and whether it has audio.
 
     Raises:
         InputError: it cannot be decoded, has no picture, or too few for `num_frame`.

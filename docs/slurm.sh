@@ -6,9 +6,10 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
-# A job for Slurm, sent from the project's folder: sbatch docs/slurm.sh [flags of main_dgl.py]
-# Five minutes before its time is over it gets SIGUSR1: training is saved, and the job queued again, where the same
-# command goes on. Edit the script that it runs, or give settings before sbatch: alpha=5 sbatch docs/slurm.sh
+# A job for Slurm, submitted from the project's folder: sbatch docs/slurm.sh [flags of main_dgl.py]
+# Five minutes before the job's time is over, SIGUSR1 ends the run and the job is queued again. The same command then
+# resumes from the end of the last epoch; the interrupted epoch starts again.
+# Edit the script that the job runs, or set values before sbatch: alpha=5 sbatch docs/slurm.sh
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 source utils/environment.sh

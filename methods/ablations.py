@@ -1,34 +1,32 @@
-"""DGL with a truncation left out: what each of the two is worth (paper section 3, and its ablation study).
+"""DGL with a truncation left out: what each of the two is worth (paper section 3.2 and Table 3).
 
 -MGT: without multimodal gradient truncation, L_m reaches the encoders too
--UGT: without unimodal gradient truncation, alpha * (L_a + L_v) reaches fusion too
-both: the plain sum L_m + alpha * (L_a + L_v), with heads that share fusion's weights
+-UGT: without unimodal gradient truncation, alpha * sum of L_u reaches the fusion module too
+both: the plain sum L_m + alpha * sum of L_u, with heads that share the fusion module's weights
 """
 
 import torch
-import torch.nn.functional as F
 
-from methods.base import Method
+from methods.base import Method, encode_all, score
 
 
 class Ablation(Method):
-    """Both truncations: without `mgt` L_m reaches the encoders, without `ugt` alpha * (L_a + L_v) reaches fusion."""
+    """Both truncations: without `mgt` L_m reaches the encoders, without `ugt` alpha * L_u reaches the fusion module."""
 
     mgt = ugt = True
 
-    def step(self, model, spectrogram, frames, label):
-        fusion = model.fusion_module
+    def step(self, model, inputs, label):
+        fusion, features = model.fusion_module, encode_all(model, inputs)
         theta = list(fusion.parameters())
-        features = model.encode_audio(spectrogram), model.encode_video(frames)
-        # the border between encoders and fusion: each loss is led to the sides that it may reach
-        border = [feature.detach().requires_grad_() for feature in features]
-        loss_a = F.cross_entropy(fusion.audio_alone(border[0]), label)
-        loss_v = F.cross_entropy(fusion.visual_alone(border[1]), label)
-        (self.args.alpha * (loss_a + loss_v)).backward(inputs=border if self.ugt else border + theta)
-        loss = F.cross_entropy(fusion.fuse(*border), label)
-        loss.backward(inputs=theta if self.mgt else border + theta)
-        torch.autograd.backward(features, [feature.grad for feature in border])
-        return loss.detach(), loss_a.detach(), loss_v.detach()
+        # the border between encoders and fusion module: each loss is led to the sides that it may reach
+        border = {name: feature.detach().requires_grad_() for name, feature in features.items()}
+        alone = {name: score(fusion.alone(name, feature), label) for name, feature in border.items()}
+        unimodal = self.settings.alpha * sum(output.loss for output in alone.values())
+        unimodal.backward(inputs=[*border.values(), *(() if self.ugt else theta)])
+        fused = score(fusion.fuse(border), label)
+        fused.loss.backward(inputs=theta if self.mgt else [*border.values(), *theta])
+        torch.autograd.backward(list(features.values()), [feature.grad for feature in border.values()])
+        return {"fused": fused, **alone}
 
 
 class NoMGT(Ablation):

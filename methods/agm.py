@@ -1,56 +1,77 @@
 """Adaptive gradient modulation (Li et al., ICCV 2023, arXiv 2308.07686), by each modality's Shapley value.
 
-    T = logits of both, A with the picture masked, V with the sound masked (zeros); m_a = (T + A - V) / 2, m_v = T - m_a
-    s_u = mean of -log p_y of m_u; r_a = exp(s_v - s_a), tau_a the same of the means of s over all batches before
-    backward of m_u with kappa_u dL_m/dT, kappa_u = exp(alpha min(tau_u - r_u, 10)); r_v, tau_v = 1 / r_a, 1 / tau_a
+    f(K) = logits with the modalities outside K masked (zeros), f of none is 0; n modalities
+    m_u = sum over K without u of |K|! (n - |K| - 1)! / n! (f(K + u) - f(K)); two: m_a = (f(av) + f(a) - f(v)) / 2
+    s_u = mean of -log p_y of m_u; r_u = exp(n / (n - 1) (mean s - s_u)), tau_u the same of the means of s so far
+    backward of m_u with kappa_u dL_m/df(all), kappa_u = exp(alpha min(tau_u - r_u, 10))
 
-A modality further ahead than usual has r > tau and kappa < 1. L_m, so modulated, reaches everything. L_a and L_v,
-watched alone, are those of m_a and m_v. Saved: both means and the number of batches, which no epoch resets.
+A modality further ahead than usual has r > tau and kappa < 1. L_m, so modulated, reaches everything. The unimodal
+losses, only watched, are those of m_u. Saved: the means and the number of batches, which no epoch resets.
 Defaults of the published code: alpha 1, epochs 0 to 20. To mask, it encodes the whole batch again, BatchNorm
-evaluating: `--agm_mask passes`. Ours takes the features that T has, and those of one masked clip.
+evaluating: `--agm_mask passes`. Ours takes the features that f(all) has, and those of one masked clip.
 """
 
 import math
+from contextlib import ExitStack
+from itertools import combinations
 
 import torch
-import torch.nn.functional as F
 
-from methods.base import Method
-from utils.training.batchnorm import evaluating
-from utils.training.statistics import batch_mean, log_likelihood
+from methods.base import Method, encode_all, score
+from methods.statistics import batch_mean, evaluating, log_likelihood
 
 
 class AGM(Method):
     remembers = "means", "batches"
 
-    def __init__(self, args, model):
-        super().__init__(args, model)
-        self.means, self.batches = torch.zeros(2), 0  # of s_a and s_v
+    def __init__(self, settings, model):
+        super().__init__(settings, model)
+        self.means, self.batches = torch.zeros(len(model.modalities)), 0  # of s_u
 
-    def step(self, model, spectrogram, frames, label):
-        fuse = model.fusion_module.fuse
-        a, v = a_heard, v_seen = model.encode_audio(spectrogram), model.encode_video(frames)
-        with evaluating(model.audio_net), evaluating(model.visual_net):  # after a and v, whose statistics it keeps
-            a_none = model.encode_audio(torch.zeros_like(spectrogram[:1])).expand_as(a)
-            v_none = model.encode_video(torch.zeros_like(frames[:1])).expand_as(v)
-            if self.args.agm_mask == "passes":
-                a_heard, v_seen = model.encode_audio(spectrogram), model.encode_video(frames)
-        both, heard, seen = fuse(a, v), fuse(a_heard, v_none), fuse(a_none, v_seen)
-        shares = (both + heard - seen) / 2, (both + seen - heard) / 2  # m_a, m_v
-        loss = F.cross_entropy(both, label)
-        (gradient,) = torch.autograd.grad(loss, both, retain_graph=True)
-        torch.autograd.backward(shares, [kappa * gradient for kappa in self.coefficients(model, shares, label)])
+    def step(self, model, inputs, label):
+        features = present = encode_all(model, inputs)
+        with ExitStack() as stack:  # after the features, whose statistics BatchNorm keeps
+            for name in model.modalities:
+                stack.enter_context(evaluating(model.encoder(name)))
+            zeros = {name: torch.zeros_like(x[:1]) for name, x in inputs.items()}
+            masked = {name: x.expand_as(features[name]) for name, x in encode_all(model, zeros).items()}
+            if self.settings.agm_mask == "passes":
+                present = encode_all(model, inputs)
+        everything, logits = frozenset(model.modalities), {frozenset(): 0}
+        logits[everything] = model.fusion_module.fuse(features)
+        for kept in subsets(everything)[1:-1]:
+            logits[kept] = model.fusion_module.fuse(masked | {name: present[name] for name in kept})
+        shares = {name: shapley(name, logits) for name in model.modalities}
+        fused = score(logits[everything], label)
+        (gradient,) = torch.autograd.grad(fused.loss, fused.logits, retain_graph=True)
+        kappas = self.coefficients(list(shares.values()), label)
+        torch.autograd.backward(list(shares.values()), [kappa * gradient for kappa in kappas])
         with torch.no_grad():
-            return loss.detach(), *(F.cross_entropy(logits, label) for logits in shares)
+            return {"fused": fused} | {name: score(each, label) for name, each in shares.items()}
 
     @torch.no_grad()
-    def coefficients(self, model, shares, label):
-        """kappa_a, kappa_v of the batch, (2,), which is then taken into the means."""
+    def coefficients(self, shares, label):
+        """Return kappa of every modality, (n,), and take the batch's scores into the means."""
         floor = math.log(1e-8)
-        scores = [batch_mean(model, -log_likelihood(logits, label).clamp(min=floor)) for logits in shares]
-        scores, means = torch.stack(scores), self.means.to(scores[0])
-        ahead, usual = (torch.exp(values.flip(0) - values) for values in (scores, means))  # r, tau
+        scores = torch.stack([batch_mean(-log_likelihood(logits, label).clamp(min=floor)) for logits in shares])
+        means, n = self.means.to(scores), len(shares)
+        ahead, usual = (torch.exp(n / (n - 1) * (values.mean() - values)) for values in (scores, means))  # r, tau
         self.means, self.batches = (means * self.batches + scores) / (self.batches + 1), self.batches + 1
-        if self.epoch > self.args.agm_ends:
+        if self.epoch > self.settings.agm_ends:
             return torch.ones_like(scores)
-        return torch.exp(self.args.agm_alpha * (usual - ahead).clamp(max=10))
+        return torch.exp(self.settings.agm_alpha * (usual - ahead).clamp(max=10))
+
+
+def subsets(names):
+    """Return all subsets of a set, the smaller first."""
+    return [frozenset(some) for size in range(len(names) + 1) for some in combinations(sorted(names), size)]
+
+
+def shapley(name, logits):
+    """Return a modality's Shapley value (B, C) from the logits of every subset, {subset: (B, C)}."""
+    n, value = max(map(len, logits)), 0
+    for kept in logits:
+        if name not in kept:
+            weight = math.factorial(len(kept)) * math.factorial(n - len(kept) - 1) / math.factorial(n)
+            value = value + weight * (logits[kept | {name}] - logits[kept])
+    return value

@@ -1,24 +1,41 @@
-"""What a training rule is, and the heads that some of them give the model."""
+"""What a method is, and the heads that some methods give the model."""
 
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
 from torch import nn
 
+from methods.statistics import by_certainty
 from models.fusion_modules import Fusion_AUXI
-from utils.training.statistics import by_certainty
+
+
+class Output(NamedTuple):
+    """What one branch of the model answers on a batch: its mean cross-entropy () and its logits (B, C, ...)."""
+
+    loss: torch.Tensor
+    logits: torch.Tensor
+
+
+def score(logits, label):
+    """Return the Output of logits (B, C, ...) for class numbers (B, ...)."""
+    return Output(F.cross_entropy(logits, label), logits)
 
 
 class Method:
-    """Base of the training rules; a new one defines `step`, and the rest as it needs it.
+    """Base of the methods. A new one defines `step`, and the rest as it needs it.
 
     Args:
-        args: settings, of which the rule reads its own flags.
-        model: AVClassifier as it begins, before the optimiser is built; a rule with heads of its own puts a module
-            with `fuse`, `audio_alone` and `visual_alone` in the place of `model.fusion_module`.
+        settings: of the run; the method reads its own flags.
+        model: AVClassifier with initial weights, before the optimiser is built. A method with heads of its own puts
+            another fusion module (with `fuse` and `alone`) in the place of `model.fusion_module`.
 
     Attributes:
-        epoch: the one in hand, counted from 0; set by the loop before its first step, also after a resumption.
-        linear: whether the gradients are linear in the three losses, which the gradient report's rows suppose.
-        remembers: names of the attributes that it goes on from after a resumption, plain tensors and numbers.
-        splits: what `begin_epoch` reads beside the training clips: "val", or "plain", these as in evaluation.
+        epoch: the current epoch, counted from 0; set before `begin_epoch`.
+        linear: whether the gradients are linear in the losses, so that the gradient report can tell them apart.
+        remembers: names of the attributes that a resumed run needs, plain tensors and numbers.
+        splits: what `begin_epoch` reads besides the training clips: "val", or "plain", the training clips without
+            augmentation.
     """
 
     epoch = 0
@@ -26,66 +43,81 @@ class Method:
     remembers = ()
     splits = ()
 
-    def __init__(self, args, model):
-        self.args = args
+    def __init__(self, settings, model):
+        self.settings = settings
 
     def prepare(self, model):
-        """What is needed to train, and not to evaluate: it is read before any clip is.
+        """Load what only training needs, such as teacher checkpoints. Called before any data is read.
 
         Args:
-            model: AVClassifier as it begins, on the CPU, with the rule's heads.
+            model: AVClassifier with initial weights, on the CPU, with the method's heads.
 
         Raises:
-            InputError: it is not there, or does not fit the settings.
+            InputError: something is missing, or does not fit the settings.
         """
 
     def begin_epoch(self, epoch, model, loaders, device):
-        """What is to be done before an epoch's first step; a run that is resumed within the epoch skips it.
+        """Do what an epoch needs before its first step.
 
         Args:
             epoch: its number, counted from 0.
             model: AVClassifier.
-            loaders: {split: loader}, "train" and those of `splits` among them.
+            loaders: {split: loader}, with "train" and those of `splits`.
             device: where the model is.
         """
 
-    def step(self, model, spectrogram, frames, label):
-        """Forward and backward of one step, gradients left in `.grad`.
+    def step(self, model, inputs, label):
+        """Run forward and backward of one step; leave the gradients in `.grad`.
 
         Args:
-            model: AVClassifier, in several processes its twin of utils/training/distributed.py.
-            spectrogram: (B, 1, F, T).
-            frames: (B, 3, N, H, W).
+            model: AVClassifier.
+            inputs: {modality: tensor} as `model.encode` takes them.
             label: (B,), class numbers.
 
         Returns:
-            (loss, loss_a, loss_v): multimodal, audio and visual cross-entropy, the very tensors that F.cross_entropy
-            gave, detached; NaN for a modality that the model lacks.
+            {branch: Output} for "fused" and every modality of the model. A loss that trains is the tensor that `score`
+            returned.
         """
         raise NotImplementedError
 
-    def update(self, model, spectrogram, frames, label, finish):
-        """One training step, as `step`; `finish` averages, clips, lets the optimiser step and clears the gradients."""
-        losses = self.step(model, spectrogram, frames, label)
-        finish()
-        return losses
+    def steps(self, model, inputs, label):
+        """Yield the outputs once per optimiser step, with the gradients of that step in `.grad`."""
+        yield self.step(model, inputs, label)
+
+    def adjust_gradients(self, model, outputs, label):
+        """Change the gradients in place, once they are those of the whole batch, averaged over processes.
+
+        Args:
+            model: AVClassifier with gradients.
+            outputs: what `step` returned, of this process's clips.
+            label: (B,).
+        """
 
     def row(self):
-        """What the log's row of the epoch says of the rule, numbers by name."""
+        """Return extra metrics for the epoch's log row: {name: value}."""
         return {}
 
     def state_dict(self):
-        """What the rule remembers between two steps; it is saved with the model."""
+        """Return what a resumed run needs; it is saved with the model."""
         return {name: getattr(self, name) for name in self.remembers}
 
     def load_state_dict(self, state):
-        """Go on from what `state_dict` gave; ValueError says why this cannot be."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: the state belongs to another run; the message says why.
+        """
         for name in self.remembers:
             setattr(self, name, state[name])
 
 
+def encode_all(model, inputs):
+    """Return the features of all modalities, {modality: (B, D)}."""
+    return {name: model.encode(name, inputs[name]) for name in model.modalities}
+
+
 def linear_head(model):
-    """A linear classifier of one feature, begun as the model's own."""
+    """Return a linear classifier of one feature, with the same kind of initial weights as the model's own."""
     head = nn.Linear(model.dim, model.n_classes)
     nn.init.xavier_normal_(head.weight)
     nn.init.zeros_(head.bias)
@@ -93,46 +125,41 @@ def linear_head(model):
 
 
 class OwnHeads(Fusion_AUXI):
-    """The model's fusion module, with linear heads of their own for the modalities alone."""
+    """The model's fusion module, and a linear head `<modality>_head` of its own for each modality alone."""
 
     def __init__(self, model):
-        super().__init__()
+        super().__init__(model.n_classes, model.dim, model.modalities)
         self.joint = model.fusion_module
-        self.audio_head, self.visual_head = linear_head(model), linear_head(model)
+        for name in model.modalities:
+            setattr(self, f"{name}_head", linear_head(model))
 
-    def fuse(self, x, y):
-        return self.joint.fuse(x, y)
+    def fuse(self, features):
+        return self.joint.fuse(features)
 
-    def audio_alone(self, x):
-        return self.audio_head(x)
-
-    def visual_alone(self, y):
-        return self.visual_head(y)
+    def alone(self, name, feature):
+        return getattr(self, f"{name}_head")(feature)
 
 
 class MeanOfHeads(OwnHeads):
-    """Linear heads alone; fused logits are half their sum."""
+    """A linear head for each modality; fused logits are their mean."""
 
     def __init__(self, model):
         super().__init__(model)
         del self.joint
 
-    def fuse(self, x, y):
-        return (self.audio_head(x) + self.visual_head(y)) / 2
+    def fuse(self, features):
+        return sum(self.alone(name, feature) for name, feature in features.items()) / len(features)
 
 
 class SharedHead(Fusion_AUXI):
-    """One linear head for both; fused logits are their mean, weighted for each clip by softmax of minus the entropy."""
+    """One linear head for all; fused logits are their mean, weighted for each clip by softmax of minus the entropy."""
 
     def __init__(self, model):
-        super().__init__()
+        super().__init__(model.n_classes, model.dim, model.modalities)
         self.head = linear_head(model)
 
-    def fuse(self, x, y):
-        return by_certainty(self.head(x), self.head(y))
+    def fuse(self, features):
+        return by_certainty(*(self.head(feature) for feature in features.values()))
 
-    def audio_alone(self, x):
-        return self.head(x)
-
-    def visual_alone(self, y):
-        return self.head(y)
+    def alone(self, name, feature):
+        return self.head(feature)

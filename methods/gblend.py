@@ -1,67 +1,73 @@
-"""Gradient blending, offline (Wang, Tran, Feiszli, CVPR 2020, arXiv 1905.12681): weights from three separate runs.
+"""Gradient blending, offline (Wang, Tran, Feiszli, CVPR 2020, arXiv 1905.12681, eq. 3, 6, 7, Algorithms 1 and 2).
 
-    of the runs of joint, audio, visual, from untrained to their last epoch: losses L^T in training, L^V held out
-    O = change of L^V - L^T, G = fall of L^V; w = (G / O^2) / sum of these;  L = w_m L_m + w_a L_a + w_v L_v
+    of a run of joint and one of each modality, from untrained to the last epoch: losses L^T in training, L^V held out
+    O = change of L^V - L^T, G = fall of L^V; w = (G / O^2) / sum of these;  L = w_m L_m + sum of w_u L_u
 
-Gradients are those of joint_uni, weighted. --gblend_runs names the three, with --val_ratio and the same seed, or
---gblend_weights says w, which the settings record. G below 0 counts as 0, O^2 as 1e-12 at least; all 0: equal weights.
-The paper's online form, which measures anew by training copies, is left out. No code of the authors is known.
+Gradients are those of joint_uni, weighted. --gblend_runs names the runs, with --val_ratio and the same seed, or
+--gblend_weights gives w. Saved: w. G below 0 counts as 0, O^2 as 1e-12 at least; all 0: equal weights.
+The paper's online form, which measures again by training copies, is left out. No code of the authors is known.
 """
 
 import json
 from pathlib import Path
 
-from methods import resolve
 from methods.joint_uni import JointUni
 from utils.errors import InputError
-from utils.training import distributed
-
-RUNS = ("joint", "audio", "visual")
 
 
 class GBlend(JointUni):
-    def __init__(self, args, model):
-        super().__init__(args, model)
-        self.weights = args.gblend_weights
+    remembers = ("weights",)
+
+    def __init__(self, settings, model):
+        super().__init__(settings, model)
+        self.runs = ("joint", *model.modalities)
+        self.weights = settings.gblend_weights or self.weights
+        if len(self.weights) != len(self.runs):
+            raise InputError(f"--gblend_weights: give {len(self.runs)} numbers, for {', '.join(self.runs)}")
 
     def prepare(self, model):
-        if self.args.gblend_runs and self.args.gblend_weights:
-            raise InputError("--gblend_weights: not beside --gblend_runs, which measures them; leave one of them out")
-        if self.args.gblend_runs:
-            with distributed.first_alone():  # of several processes one tells what does not fit
-                self.weights = self.args.gblend_weights = blended(measured(self.args))
-        print(f"G-Blending: weights {', '.join(f'{weight:.4f}' for weight in self.weights)} of joint, audio, visual")
+        if self.settings.gblend_runs and self.settings.gblend_weights:
+            raise InputError("--gblend_weights: --gblend_runs measures the weights; leave one of the two out")
+        if self.settings.gblend_runs:
+            self.weights = blended(measured(self.settings, self.runs))
+        print(f"G-Blending: weights {', '.join(f'{w:.4f}' for w in self.weights)} of {', '.join(self.runs)}")
+
+    def row(self):
+        return {f"gblend_{name}": weight for name, weight in zip(self.runs, self.weights, strict=True)}
+
+    def load_state_dict(self, state):
+        if state["weights"] != self.weights:
+            raise ValueError("it had other weights of the losses")
 
 
-def measured(args):
-    """The losses of the three runs -> {method: (start, end)}, each (L^T, L^V), mean per clip.
+def measured(settings, runs):
+    """Read the losses of finished runs -> {method: (start, end)}, each (L^T, L^V), mean per clip, in order of `runs`.
 
     Raises:
-        InputError: one is missing, not finished, without --val_ratio, of other data, or there are two of a method.
+        InputError: a run is missing, not finished, without --val_ratio, of other data, or there are two of a method.
     """
     found = {}
-    for folder in map(Path, args.gblend_runs.split(",")):
+    for folder in map(Path, settings.gblend_runs.split(",")):
         try:
-            settings = resolve(json.loads((folder / "result.json").read_text())["settings"])
+            recorded = json.loads((folder / "result.json").read_text())["settings"]
             rows = [json.loads((folder / "start.json").read_text())]
             rows.append(json.loads((folder / "log.jsonl").read_text().splitlines()[-1]))
-            found[settings["method"]] = tuple((row["loss"], row["val_loss"]) for row in rows)
-        except (OSError, ValueError, KeyError, IndexError, TypeError, InputError):
+            found[recorded["method"]] = tuple((row["loss"], row["val_loss"]) for row in rows)
+        except (OSError, ValueError, KeyError, IndexError, TypeError):
             raise InputError(f"--gblend_runs {folder}: no finished run with --val_ratio in it; make it first") from None
         for name in ("dataset", "random_seed"):
-            was, here = settings.get(name), getattr(args, name)
+            was, here = recorded.get(name), getattr(settings, name)
             if was != here:
                 raise InputError(f"--gblend_runs {folder}: --{name} was {was}, here {here}; give runs of the same")
-    if found.keys() != set(RUNS):
-        raise InputError(f"--gblend_runs {args.gblend_runs}: of {', '.join(found)}; give runs of {', '.join(RUNS)}")
-    return found
+    if found.keys() != set(runs):
+        raise InputError(f"--gblend_runs {settings.gblend_runs}: of {', '.join(found)}; give runs of {', '.join(runs)}")
+    return {name: found[name] for name in runs}
 
 
 def blended(found):
-    """Weights of joint, audio and visual loss from what `measured` found; their sum is 1."""
+    """Compute the weights of the losses from what `measured` found, in its order; their sum is 1."""
     raw = []
-    for method in RUNS:
-        (train_start, val_start), (train_end, val_end) = found[method]
+    for (train_start, val_start), (train_end, val_end) in found.values():
         overfitting = (val_end - train_end) - (val_start - train_start)
         raw.append(max(val_start - val_end, 0) / max(overfitting**2, 1e-12))
     return [each / sum(raw) if sum(raw) else 1 / len(raw) for each in raw]

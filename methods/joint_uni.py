@@ -1,39 +1,31 @@
 """Joint training with unimodal losses, the "uniform baseline" of Wei and Hu, ICML 2024, arXiv 2405.17730.
 
-    L = L_m + L_a + L_v, each unimodal loss with a linear head of its own
+    L = L_m + sum of L_u, each unimodal loss with a linear head of its own
 
 Each encoder gets the gradient of L_m and of its own loss, each head that of its loss. Nothing is saved. Huang et al.,
-CVPR 2025, arXiv 2503.18595, take parts of the joint head for L_a, L_v; ours has own heads, as G-Blending and MMPareto.
+CVPR 2025, arXiv 2503.18595, take parts of the joint head for L_u; ours has own heads, as G-Blending and MMPareto.
 """
 
-import torch
-import torch.nn.functional as F
-
-from methods.base import Method, OwnHeads
+from methods.base import Method, OwnHeads, encode_all, score
 
 
 class JointUni(Method):
-    weights = 1, 1, 1  # of L_m, L_a, L_v
-
-    def __init__(self, args, model):
-        super().__init__(args, model)
+    def __init__(self, settings, model):
+        super().__init__(settings, model)
         model.fusion_module = OwnHeads(model)
+        self.weights = [1] * len(model.branches)  # of L_m and of each L_u
 
-    def step(self, model, spectrogram, frames, label):
-        return weighted_step(model, spectrogram, frames, label, self.weights)
+    def step(self, model, inputs, label):
+        return weighted_step(model, inputs, label, self.weights)
 
 
-def weighted_step(model, spectrogram, frames, label, weights, modulate=None):
-    """One step of a weighted sum of the three losses, as Method.step; `weights` are those of L_m, L_a and L_v.
+def weighted_step(model, inputs, label, weights):
+    """Run one step of a weighted sum of the losses, as Method.step; `weights` in the order of model.branches.
 
-    A weight of 0 leaves gradients of 0, so that every parameter has one. `modulate` as in `joint_step`.
+    A weight of 0 leaves gradients of 0, so that every parameter has one.
     """
-    fusion = model.fusion_module
-    a, v = model.encode_audio(spectrogram), model.encode_video(frames)  # (B, 512) each
-    logits_a, logits_v = fusion.audio_alone(a), fusion.visual_alone(v)
-    losses = [F.cross_entropy(logits, label) for logits in (fusion.fuse(a, v), logits_a, logits_v)]
-    sum(weight * loss for weight, loss in zip(weights, losses, strict=True)).backward()
-    if modulate:
-        with torch.no_grad():
-            modulate(model, logits_a, logits_v, label)
-    return tuple(loss.detach() for loss in losses)
+    fusion, features = model.fusion_module, encode_all(model, inputs)
+    alone = {name: score(fusion.alone(name, feature), label) for name, feature in features.items()}
+    outputs = {"fused": score(fusion.fuse(features), label), **alone}
+    sum(weight * output.loss for weight, output in zip(weights, outputs.values(), strict=True)).backward()
+    return outputs

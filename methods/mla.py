@@ -1,26 +1,25 @@
-"""Multimodal learning with alternating unimodal adaptation, MLA (Zhang et al., CVPR 2024, arXiv 2311.10707, eq. 3).
+"""Multimodal learning with alternating unimodal adaptation, MLA (Zhang et al., CVPR 2024, eq. 1 to 8).
 
-    one head g for both; each batch: CE(g(a)), update encoder_a and g; then CE(g(v)), update encoder_v and g
+    one head g for all; each batch: CE(g(z_1)), update encoder_1 and g; then CE(g(z_2)), update encoder_2 and g; ...
     the head's weight gradient becomes gradient P; then k = P r, P <- P - k k^T / (alpha + r^T k), r the mean feature
 
-Each loss reaches its encoder and g; there is no joint loss. Fused logits are the mean of both modalities', weighted
-for each clip by softmax of minus the entropy. L_m, watched alone, is theirs. Saved: P, the place in the epoch.
+Each loss reaches its encoder and g; there is no joint loss. Fused logits are the mean of all modalities', weighted
+for each clip by softmax of minus the entropy. L_m, only watched, is theirs. Saved: P, and the batch's number.
 Default of the published code: alpha 0.1^(1 + batch / batches). There P is never applied, since it looks for a parameter
 by a name that none has; `--mla_projection off` trains as it does. Its entropies are over the clips of a batch.
 """
 
 import torch
-import torch.nn.functional as F
 
-from methods.base import Method, SharedHead
-from utils.training.statistics import batch_mean, by_certainty
+from methods.base import Method, SharedHead, score
+from methods.statistics import batch_mean, by_certainty
 
 
 class MLA(Method):
-    remembers = "projection", "batch", "batches"
+    remembers = "projection", "batch"
 
-    def __init__(self, args, model):
-        super().__init__(args, model)
+    def __init__(self, settings, model):
+        super().__init__(settings, model)
         model.fusion_module = SharedHead(model)
         self.projection = torch.eye(model.fusion_module.head.in_features)
         self.batch, self.batches = 0, 1
@@ -28,24 +27,23 @@ class MLA(Method):
     def begin_epoch(self, epoch, model, loaders, device):
         self.batch, self.batches = 0, len(loaders["train"])
 
-    def update(self, model, spectrogram, frames, label, finish):
-        head, seen, losses = model.fusion_module.head, [], []
-        for encode, clip in ((model.encode_audio, spectrogram), (model.encode_video, frames)):
-            feature = encode(clip)  # (B, 512)
-            logits = head(feature)
-            loss = F.cross_entropy(logits, label)
-            loss.backward()
-            self.project(head.weight, batch_mean(model, feature.detach()))
-            finish()
-            seen.append(logits.detach())
-            losses.append(loss.detach())
+    def steps(self, model, inputs, label):
+        head, outputs = model.fusion_module.head, {}
+        for name in model.modalities:
+            feature = model.encode(name, inputs[name])  # (B, D)
+            outputs[name] = score(head(feature), label)
+            outputs[name].loss.backward()
+            self.project(head.weight, batch_mean(feature.detach()))
+            if len(outputs) == len(model.modalities):
+                with torch.no_grad():
+                    fused = by_certainty(*(output.logits for output in outputs.values()))
+                    outputs = {"fused": score(fused, label), **outputs}
+            yield outputs
         self.batch += 1
-        with torch.no_grad():
-            return F.cross_entropy(by_certainty(*seen), label), *losses
 
     def project(self, weight, mean):
-        """Keep the head's gradient off the mean features before this one, (512,), and take this one in."""
-        if self.args.mla_projection == "off":
+        """Keep the head's gradient off the mean features before this one, (D,), and add this one to them."""
+        if self.settings.mla_projection == "off":
             return
         projection = self.projection.to(mean)
         weight.grad = weight.grad @ projection

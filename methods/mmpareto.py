@@ -10,52 +10,45 @@ tensor of an encoder apart, which bends h: `--mmpareto_rescale tensor`.
 """
 
 import torch
-import torch.nn.functional as F
 
-from methods.base import Method, OwnHeads
-from utils.training import distributed
-from utils.training.statistics import dot, ratio
+from methods.base import Method, OwnHeads, encode_all, score
+from methods.statistics import dot, ratio
+from utils.processes import average
 
 
 class MMPareto(Method):
     linear = False
 
-    def __init__(self, args, model):
-        super().__init__(args, model)
+    def __init__(self, settings, model):
+        super().__init__(settings, model)
         model.fusion_module = OwnHeads(model)
 
-    def step(self, model, spectrogram, frames, label):
-        bare, fusion = distributed.original(model), model.fusion_module
-        features = bare.encode_audio(spectrogram), bare.encode_video(frames)
-        border = [feature.detach().requires_grad_() for feature in features]
-        loss = F.cross_entropy(fusion.fuse(*border), label)
-        loss.backward()
-        losses_u = []
-        for encoder, feature, copy, alone in zip(
-            (bare.audio_net, bare.visual_net), features, border, (fusion.audio_alone, fusion.visual_alone), strict=True
-        ):
-            of_joint, copy.grad = copy.grad, None
-            loss_u = F.cross_entropy(alone(copy), label)
-            loss_u.backward()
-            parameters = list(encoder.parameters())
+    def step(self, model, inputs, label):
+        fusion, features = model.fusion_module, encode_all(model, inputs)
+        border = {name: feature.detach().requires_grad_() for name, feature in features.items()}
+        outputs = {"fused": score(fusion.fuse(border), label)}
+        outputs["fused"].loss.backward()
+        for name, feature in features.items():
+            of_joint, border[name].grad = border[name].grad, None
+            outputs[name] = score(fusion.alone(name, border[name]), label)
+            outputs[name].loss.backward()
+            parameters = model.encoder_parameters(name)
             g_m = torch.autograd.grad(feature, parameters, of_joint, retain_graph=True)
-            g_u = torch.autograd.grad(feature, parameters, copy.grad)
-            for gradient in (*g_m, *g_u):
-                distributed.total(gradient.mul_(model.share))
+            g_u = torch.autograd.grad(feature, parameters, border[name].grad)
+            average([*g_m, *g_u])  # the rule is not linear: it takes the gradients of the whole batch
             for parameter, gradient in zip(parameters, self.combined(g_m, g_u), strict=True):
                 parameter.grad = gradient
-            losses_u.append(loss_u.detach())
-        return loss.detach(), *losses_u
+        return outputs
 
     def combined(self, g_m, g_u):
-        """The gradient of an encoder: lists of tensors, one of its parameter's shape each -> such a list."""
+        """Return the gradient of an encoder, a list of tensors, from lists of the same shapes."""
         inner, square_m, square_u = dot(g_m, g_u), dot(g_m, g_m), dot(g_u, g_u)
         c = (square_u - inner) / (square_m + square_u - 2 * inner)
         c = torch.where(inner > 0, 0.5, c).to(g_m[0].dtype)
         h = [2 * c * m + 2 * (1 - c) * u for m, u in zip(g_m, g_u, strict=True)]
         plain = [m + u for m, u in zip(g_m, g_u, strict=True)]
-        if self.args.mmpareto_rescale == "tensor":
+        if self.settings.mmpareto_rescale == "tensor":
             rescale = [ratio([p], [x]) for p, x in zip(plain, h, strict=True)]
         else:
             rescale = [ratio(plain, h)] * len(h)
-        return [self.args.mmpareto_gamma * each * x for each, x in zip(rescale, h, strict=True)]
+        return [self.settings.mmpareto_gamma * each * x for each, x in zip(rescale, h, strict=True)]

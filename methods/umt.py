@@ -1,60 +1,64 @@
 """Uni-Modal Teacher (Du et al., arXiv 2106.11059, and ICML 2023, arXiv 2305.01233).
 
-    L = L_m + lambda (mean |a - a_T|^2 + mean |v - v_T|^2), means over clips and the 512 entries
+    L = L_m + lambda sum of mean |z_u - z_u,T|^2, means over clips and the entries of a feature
 
-a_T, v_T are features of frozen encoders, each trained alone, of the same augmented clips. Each encoder gets the
-gradient of L_m and of its own distance, the joint head that of L_m. Saved: a digest of the teachers, always float32.
+z_u,T are features of frozen encoders, each trained alone, of the same augmented clips. Each encoder gets the
+gradient of L_m and of its own distance, the joint head that of L_m. Saved: a hash of the teachers, always float32.
 Default: lambda 10, of a later benchmark; the papers' could not be verified, try 1, 10, 50. No authors' code was seen.
 """
 
 import torch.nn.functional as F
 
-from methods import resolve
 from methods.base import Method
 from methods.joint import joint_step
 from models.basic_model import AVClassifier
+from models.weights import load_checkpoint
 from utils.errors import InputError
-from utils.training import checkpoint, distributed
+from utils.seeds import hash_of
 
 
 class UMT(Method):
     linear = False
-    remembers = ("digests",)
+    remembers = ("hashes",)
 
     def prepare(self, model):
-        with distributed.first_alone():  # of several processes one tells what does not fit
-            taught = [self.teacher(modality, model.n_classes) for modality in ("audio", "visual")]
-        self.teachers, self.digests, self.classes = (list(each) for each in zip(*taught, strict=True))
+        self.teachers, self.hashes, self.classes = {}, [], []
+        for name in model.modalities:
+            self.teachers[name], saved = self.teacher(name, model.n_classes)
+            self.hashes.append(hash_of(saved["model"].values()))
+            self.classes.append(saved["classes"])
 
     def begin_epoch(self, epoch, model, loaders, device):
         if any(classes != list(loaders["train"].dataset.classes) for classes in self.classes):
             raise InputError("--umt_audio, --umt_visual: of other classes than there are here; take other teachers")
 
-    def teacher(self, modality, n_classes):
-        """The model that --umt_audio or --umt_visual names, in evaluation mode -> (model, digest, names of classes)."""
-        flag, path = f"--umt_{modality}", getattr(self.args, f"umt_{modality}")
-        saved = checkpoint.load(path)
-        settings = resolve(saved["settings"])
-        if settings["method"] != modality:
-            raise InputError(f"{flag} {path}: of --method {settings['method']}; give best.pth of --method {modality}")
-        if settings.get("dataset") != self.args.dataset:
-            raise InputError(f"{flag} {path}: of {settings.get('dataset')}, not {self.args.dataset}; take another")
-        model = AVClassifier(n_classes, modality=modality, backbone=self.args.backbone)
+    def teacher(self, name, n_classes):
+        """Load the model that --umt_<modality> names, in evaluation mode -> (model, its checkpoint)."""
+        flag, path = f"--umt_{name}", getattr(self.settings, f"umt_{name}")
+        saved = load_checkpoint(path)
+        settings = saved["settings"]
+        method = settings.get("method") or settings.get("modality")
+        if method != name:
+            raise InputError(f"{flag} {path}: of --method {method}; give best.pth of --method {name}")
+        if settings.get("dataset") != self.settings.dataset:
+            raise InputError(f"{flag} {path}: of {settings.get('dataset')}, not {self.settings.dataset}; take another")
+        model = AVClassifier(n_classes, modality=name, backbone=self.settings.backbone)
         try:
             model.load_state_dict(saved["model"])
         except RuntimeError:
-            fits = f"--backbone {self.args.backbone} and {self.args.dataset}"
+            fits = f"--backbone {self.settings.backbone} and {self.settings.dataset}"
             raise InputError(f"{flag} {path}: its weights do not fit {fits}; take another") from None
-        return model.requires_grad_(False).eval(), checkpoint.digest(saved["model"].values()), saved["classes"]
+        return model.requires_grad_(False).eval(), saved
 
-    def step(self, model, spectrogram, frames, label):
-        def distance(a, v):
-            hears, sees = (teacher.to(a) for teacher in self.teachers)
-            far = F.mse_loss(a, hears.encode_audio(spectrogram)) + F.mse_loss(v, sees.encode_video(frames))
-            return self.args.umt_lambda * far
+    def step(self, model, inputs, label):
+        def distance(features):
+            return self.settings.umt_lambda * sum(
+                F.mse_loss(feature, self.teachers[name].to(feature).encode(name, inputs[name]))
+                for name, feature in features.items()
+            )
 
-        return joint_step(model, spectrogram, frames, label, extra=distance)
+        return joint_step(model, inputs, label, extra=distance)
 
     def load_state_dict(self, state):
-        if state["digests"] != self.digests:
+        if state["hashes"] != self.hashes:
             raise ValueError("it had other teachers")

@@ -1,20 +1,10 @@
-"""One encoder alone with a linear classifier: the unimodal yardstick, what a modality comes to without the other."""
+"""One encoder alone with a linear classifier: the unimodal baseline, what a modality achieves without the others."""
 
-import torch
-import torch.nn.functional as F
-
-from methods.base import Method
+from methods.base import Method, encode_all, score
 
 
 class Unimodal(Method):
-    def step(self, model, spectrogram, frames, label):
-        return unimodal_step(model, spectrogram, frames, label)
-
-
-def unimodal_step(model, spectrogram, frames, label):
-    """One step of one encoder with its linear classifier. The loss of the modality that the model lacks is NaN."""
-    logits, logits_a, _ = model(spectrogram, frames)
-    loss = F.cross_entropy(logits, label)
-    loss.backward()
-    loss, missing = loss.detach(), torch.full_like(loss, float("nan"))
-    return (loss, missing, loss) if logits_a is None else (loss, loss, missing)
+    def step(self, model, inputs, label):
+        output = score(model.fusion_module.fuse(encode_all(model, inputs)), label)
+        output.loss.backward()
+        return dict.fromkeys(model.branches, output)

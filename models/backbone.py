@@ -5,13 +5,13 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
 class Encoder(ResNet):
-    """A ResNet that returns its last feature maps, begun at random.
+    """A ResNet that returns its last feature maps, with random initial weights.
 
     Args:
         in_channels: 1 for spectrograms, 3 for RGB frames.
 
     Attributes:
-        dim: width D of the features, 512 or, of bottlenecks, 2048.
+        dim: width D of the features, 512, or 2048 with bottleneck blocks.
 
     Shapes: (B, in_channels, H, W) -> (B, D, ceil(H / 32), ceil(W / 32)). Convolutions are Kaiming-normal (fan-out,
     ReLU), BatchNorm 1 and 0, as torchvision initialises them.
@@ -42,3 +42,10 @@ class ResNet34(Encoder):
 
 class ResNet50(Encoder):
     block, layers = Bottleneck, (3, 4, 6, 3)
+
+
+BACKBONES = {
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+}

@@ -1,7 +1,7 @@
-"""Fusion modules with shared-weight unimodal heads (`_AUXI`), paper section 3; formulas in docs/design.md.
+"""Fusion modules with shared-weight unimodal heads (`_AUXI`), paper section 3.2; formulas in docs/design.md.
 
-Each module says how to fuse two features, and how to score one modality alone with the very same weights. That no
-gradient of the fused logits reaches an encoder is said once, in the base class.
+Each module says how to fuse the features of all modalities, and how to score one modality alone with the same weights.
+That no gradient of the fused logits reaches an encoder is said once, in the base class.
 """
 
 import torch
@@ -9,117 +9,160 @@ from torch import nn
 
 
 class Fusion_AUXI(nn.Module):
-    """Base of the fusion modules. x is the audio and y the visual feature, both (B, dim); logits are (B, n_classes).
+    """Base of the fusion modules. A feature is (B, dim), logits are (B, n_classes).
 
-    A new fusion module defines `fuse`, where the feature in both places would not do also `audio_alone` and
-    `visual_alone`, and takes its place in models/__init__.py.
+    A new fusion module defines `fuse` and, if the feature in every place would not do, `alone`. It takes its place in
+    FUSION_MODULES below.
+
+    Args:
+        n_classes: number of classes.
+        dim: width of every feature.
+        modalities: names of the modalities, in the order of the weights.
 
     Attributes:
-        shared_bias: half of the bias that both modalities' own logits hold; 0 where each has its own.
+        takes: number of modalities that the module fuses; None for any number.
+        shared_bias: the part of the bias that each modality's own logits hold; 0 if each has a bias of its own.
+
+    Raises:
+        ValueError: the module takes another number of modalities.
     """
 
+    takes = None
     shared_bias = 0
 
-    def forward(self, x, y):
-        """Fused logits of the detached features: multimodal gradient truncation (paper section 3)."""
-        return self.fuse(x.detach(), y.detach())  # DGL (2): every layer of fusion learns, no encoder does
+    def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
+        super().__init__()
+        if self.takes not in (None, len(modalities)):
+            raise ValueError(f"{type(self).__name__} takes {self.takes} modalities, not {len(modalities)}")
+        self.modalities = tuple(modalities)
 
-    def fuse(self, x, y):
-        """Fused logits of both features, (B, dim) each -> (B, n_classes)."""
+    def forward(self, features):
+        """Return fused logits of the detached features: multimodal gradient truncation (paper eq. 9 and 10)."""
+        features = {name: feature.detach() for name, feature in features.items()}
+        return self.fuse(features)  # DGL (2): every layer of the fusion module learns, no encoder does
+
+    def fuse(self, features):
+        """Return fused logits of {modality: feature}, without detaching."""
         raise NotImplementedError
 
-    def audio_alone(self, x):
-        """Unimodal logits of the audio feature, (B, dim) -> (B, n_classes)."""
-        return self.fuse(x, x)
-
-    def visual_alone(self, y):
-        """Unimodal logits of the visual feature, (B, dim) -> (B, n_classes)."""
-        return self.fuse(y, y)
+    def alone(self, name, feature):
+        """Return the logits of one modality alone (paper eq. 11 to 14): here the feature takes every place."""
+        return self.fuse(dict.fromkeys(self.modalities, feature))
 
 
 class ConcatFusion_AUXI(Fusion_AUXI):
-    """fc_out([x; y]); one modality alone has zeros in place of the other."""
+    """fc_out of all features side by side; one modality alone has zeros in place of the others."""
 
-    def __init__(self, n_classes, dim=512):
-        super().__init__()
-        self.fc_out = nn.Linear(2 * dim, n_classes)
+    def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
+        super().__init__(n_classes, dim, modalities)
+        self.fc_out = nn.Linear(len(modalities) * dim, n_classes)
 
     @property
     def shared_bias(self):
-        return self.fc_out.bias / 2
+        return self.fc_out.bias / len(self.modalities)
 
-    def fuse(self, x, y):
-        return self.fc_out(torch.cat([x, y], dim=1))
+    def fuse(self, features):
+        return self.fc_out(torch.cat([features[name] for name in self.modalities], dim=1))
 
-    def audio_alone(self, x):
-        return self.fuse(x, torch.zeros_like(x))
-
-    def visual_alone(self, y):
-        return self.fuse(torch.zeros_like(y), y)
+    def alone(self, name, feature):
+        return self.fuse(dict.fromkeys(self.modalities, torch.zeros_like(feature)) | {name: feature})
 
 
 class SumFusion_AUXI(Fusion_AUXI):
-    """fc_x(x) + fc_y(y); one modality alone is its own term."""
+    """The sum of a linear layer for each modality, fc_x, fc_y, fc_z, fc_3, ...; one modality alone is its own term."""
 
-    def __init__(self, n_classes, dim=512):
-        super().__init__()
-        self.fc_x = nn.Linear(dim, n_classes)
-        self.fc_y = nn.Linear(dim, n_classes)
+    def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
+        super().__init__(n_classes, dim, modalities)
+        for k in range(len(modalities)):
+            setattr(self, self.layer(k), nn.Linear(dim, n_classes))
 
-    def fuse(self, x, y):
-        return self.fc_x(x) + self.fc_y(y)
+    @staticmethod
+    def layer(k):
+        """Return the name of the k-th modality's layer."""
+        return f"fc_{'xyz'[k] if k < 3 else k}"
 
-    def audio_alone(self, x):
-        return self.fc_x(x)
+    def fuse(self, features):
+        return sum(self.alone(name, features[name]) for name in self.modalities)
 
-    def visual_alone(self, y):
-        return self.fc_y(y)
+    def alone(self, name, feature):
+        return getattr(self, self.layer(self.modalities.index(name)))(feature)
 
 
 class GatedFusion_AUXI(Fusion_AUXI):
-    """fc_out(sigmoid(fc_x(x)) * fc_y(y)), audio gates video; one modality alone gates itself with its own layer."""
+    """fc_out(sigmoid(fc_x(x)) * fc_y(y)): the first modality gates the second; alone, each gates itself."""
 
-    def __init__(self, n_classes, dim=512):
-        super().__init__()
+    takes = 2
+
+    def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
+        super().__init__(n_classes, dim, modalities)
         self.fc_x = nn.Linear(dim, dim)
         self.fc_y = nn.Linear(dim, dim)
         self.fc_out = nn.Linear(dim, n_classes)
 
     def gated(self, gate, value):
+        """Return the logits of two hidden layers, (B, dim) each."""
         return self.fc_out(torch.sigmoid(gate) * value)
 
-    def fuse(self, x, y):
+    def fuse(self, features):
+        x, y = (features[name] for name in self.modalities)
         return self.gated(self.fc_x(x), self.fc_y(y))
 
-    def audio_alone(self, x):
-        hidden = self.fc_x(x)
-        return self.gated(hidden, hidden)
-
-    def visual_alone(self, y):
-        hidden = self.fc_y(y)
+    def alone(self, name, feature):
+        hidden = (self.fc_x, self.fc_y)[self.modalities.index(name)](feature)
         return self.gated(hidden, hidden)
 
 
 class FiLM_AUXI(Fusion_AUXI):
-    """fc_out(gamma * y + beta) with gamma, beta = fc(x) (Perez et al., AAAI 2018): audio modulates video."""
+    """fc_out(gamma * y + beta), gamma and beta = fc(x) (Perez et al., AAAI 2018): the first modality modulates."""
 
-    def __init__(self, n_classes, dim=512):
-        super().__init__()
+    takes = 2
+
+    def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
+        super().__init__(n_classes, dim, modalities)
         self.fc = nn.Linear(dim, 2 * dim)
         self.fc_out = nn.Linear(dim, n_classes)
 
-    def fuse(self, x, y):
+    def fuse(self, features):
+        x, y = (features[name] for name in self.modalities)
         gamma, beta = self.fc(x).chunk(2, dim=1)
         return self.fc_out(gamma * y + beta)
 
 
 class BilinearFusion_AUXI(Fusion_AUXI):
-    """fc_out(fc(vec(x y^T))); the authors' code calls this form `film`. Holds 134 million weights at dim 512."""
+    """fc_out(fc(vec(x y^T))); the authors' code calls this form `film`. It has 134 million weights at dim 512."""
 
-    def __init__(self, n_classes, dim=512):
-        super().__init__()
+    takes = 2
+
+    def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
+        super().__init__(n_classes, dim, modalities)
         self.fc = nn.Linear(dim * dim, dim)
         self.fc_out = nn.Linear(dim, n_classes)
 
-    def fuse(self, x, y):
+    def fuse(self, features):
+        x, y = (features[name] for name in self.modalities)
         return self.fc_out(self.fc((x.unsqueeze(2) * y.unsqueeze(1)).flatten(1)))  # x y^T is (B, dim, dim)
+
+
+class LinearClassifier(Fusion_AUXI):
+    """A linear classifier in the fusion module's place, for a model of one modality."""
+
+    takes = 1
+
+    def __init__(self, n_classes, dim, modalities):
+        super().__init__(n_classes, dim, modalities)
+        linear = nn.Linear(dim, n_classes)
+        nn.init.xavier_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def fuse(self, features):
+        return nn.functional.linear(*features.values(), self.weight, self.bias)
+
+
+FUSION_MODULES = {
+    "concat": ConcatFusion_AUXI,
+    "sum": SumFusion_AUXI,
+    "gated": GatedFusion_AUXI,
+    "film": FiLM_AUXI,
+    "bilinear": BilinearFusion_AUXI,
+}

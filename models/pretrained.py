@@ -1,54 +1,52 @@
-"""Encoders that begin with weights of others: torchvision's of ImageNet, or those in a file."""
+"""Encoders that start with given weights: torchvision's of ImageNet, or those in a file."""
 
 import os
 
 import torch
 from torchvision.models import get_model_weights
 
-from models import ENCODERS
+from models.weights import first_line, read
 from utils.errors import InputError
-from utils.training import checkpoint
 
-CLASSIFIER = "fc."  # of torchvision's networks, which ours lack
+CLASSIFIER = "fc."  # of torchvision's networks, which the encoders lack
 
 
-def begin_with(model, weights, backbone):
-    """Start a model's encoders from other weights than random ones; what is told of it is printed.
+def load_initial_weights(model, weights, backbone):
+    """Start a model's encoders from given weights; prints which encoders have been loaded.
 
     Args:
         model: AVClassifier; changed in place.
-        weights: "imagenet" for torchvision's published weights, else files, separated by commas: checkpoints of this
-            project, whose encoders are taken, or state dicts of a network, which both encoders begin with.
-        backbone: what the encoders are, a key of BACKBONES.
+        weights: "imagenet" for torchvision's published weights, or files, separated by commas: checkpoints of this
+            project, whose encoders are taken, or state dicts of a network, which every encoder starts with.
+        backbone: architecture of the encoders, a key of BACKBONES.
 
     Raises:
-        InputError: weights cannot be had, or do not fit.
+        InputError: weights cannot be read or downloaded, or do not fit.
     """
-    encoders = {name: net for name, net in model.named_children() if name in ENCODERS}
     for source in ["imagenet"] if weights == "imagenet" else weights.split(","):
         found = published(backbone) if source == "imagenet" else tensors_in(source)
-        parts = {name: part_of(found, f"{name}.") for name in ENCODERS}
-        if not any(parts.values()):
-            parts = dict.fromkeys(
-                ENCODERS, {key: value for key, value in found.items() if not key.startswith(CLASSIFIER)}
-            )
-        taken = [name for name in encoders if parts[name]]
-        if not taken:
+        parts = {name: part_of(found, f"{name}_net.") for name in model.modalities}
+        if not any(parts.values()) and not any(name.partition(".")[0].endswith("_net") for name in found):
+            network = {key: value for key, value in found.items() if not key.startswith(CLASSIFIER)}
+            parts = dict.fromkeys(model.modalities, network)
+        loaded = [name for name, part in parts.items() if part]
+        if not loaded:
             raise InputError(f"--weights {source}: has no encoder that this model has; give another file")
-        for name in taken:
-            put_into(encoders[name], parts[name], source, backbone)
-        print(f"--weights {source}: {' and '.join(ENCODERS[name] for name in taken)} encoder begin with it")
+        for name in loaded:
+            load_into(model.encoder(name), parts[name], source, backbone)
+        print(f"--weights {source}: loaded into the {' and '.join(loaded)} encoder")
 
 
 def part_of(tensors, prefix):
+    """Return the tensors whose names start with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def published(backbone):
-    """torchvision's weights of ImageNet, fetched on first use into PyTorch's folder for them.
+    """Return torchvision's weights of ImageNet, downloaded on first use into PyTorch's folder for them.
 
     Raises:
-        InputError: torchvision has none of this backbone, or they cannot be fetched or read.
+        InputError: torchvision has none for this backbone, or they cannot be downloaded or read.
     """
     try:
         weights = get_model_weights(backbone).IMAGENET1K_V1
@@ -60,21 +58,21 @@ def published(backbone):
         return tensors_in(path)
     try:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # no network; another file than was published
-        reason, name = checkpoint.first_line(error), os.path.basename(path)
+    except (OSError, RuntimeError) as error:  # no network; a file other than the published one
+        reason, name = first_line(error), os.path.basename(path)
         raise InputError(
             f"--weights imagenet: cannot be fetched ({reason}); put {name} into {folder}, or give a file"
         ) from None
 
 
 def tensors_in(path):
-    """The weights in a checkpoint of ours or of the authors' code, or in a state dict -> {name: tensor}.
+    """Return the weights in a checkpoint or a state dict, {name: tensor}.
 
     Raises:
-        InputError: it is missing, damaged, would run code, or holds something else.
+        InputError: the file is missing, damaged, would run code, or holds something else.
     """
     try:
-        found = checkpoint.read(path)
+        found = read(path)
     except InputError as error:
         raise InputError(f"--weights {error}") from None
     found = found.get("model", found) if isinstance(found, dict) else found
@@ -83,13 +81,13 @@ def tensors_in(path):
     return {name.removeprefix("module."): value for name, value in found.items()}
 
 
-def put_into(encoder, weights, source, backbone):
-    """Give an encoder these weights; a first layer of colours is summed over them where the encoder has one channel.
+def load_into(encoder, weights, source, backbone):
+    """Load weights into an encoder; sum a first layer of three colours for an encoder of one channel.
 
-    Sound is a picture without colours: on a grey one the sum answers as the whole layer does.
+    A spectrogram is an image without colours: for a grey image the summed layer answers as the whole layer does.
 
     Raises:
-        InputError: one lacks, or is of another shape, or has no place; it is named.
+        InputError: a tensor is missing, has another shape, or has no place; the message names it.
     """
     own, weights = encoder.state_dict(), dict(weights)
     first = next(iter(own))

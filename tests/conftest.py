@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from argparse import Namespace
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -16,12 +15,12 @@ import numpy as np
 import pytest
 from torch import nn
 
-from methods import build_method, resolve
-from models import backbone
+from engine.settings import complete, training_parser
+from methods import build_method
+from models.backbone import BACKBONES
 from tests import launcher
 from utils.errors import run
 from utils.files import release, take_lock
-from utils.results.settings import training_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,7 +79,7 @@ def run_shell(script, *arguments, project=ROOT):
 
 def settings_of(*flags):
     """The settings that flags of main_dgl.py make."""
-    return Namespace(**resolve(vars(training_parser().parse_args([*map(str, flags)]))))
+    return complete(vars(training_parser().parse_args([*map(str, flags)])))
 
 
 def method_of(model, *flags):
@@ -132,9 +131,9 @@ class NarrowEncoder(SmallEncoder):
 
 def make_small(patch):
     """Small encoders, and no pictures of a run, which would take longer than the run."""
-    patch.setattr(backbone, "ResNet18", SmallEncoder)
+    patch.setitem(BACKBONES, "resnet18", SmallEncoder)
     for name in ("confusion_figures", "curves_figure", "save_figure"):
-        patch.setattr(f"utils.results.figures.{name}", lambda *_: None)
+        patch.setattr(f"engine.log.{name}", lambda *_: None)
 
 
 @pytest.fixture
@@ -145,7 +144,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def small_encoders(monkeypatch):
-    monkeypatch.setattr(backbone, "ResNet18", SmallEncoder)
+    monkeypatch.setitem(BACKBONES, "resnet18", SmallEncoder)
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main_dgl
-from models import backbone
-from models.backbone import ResNet18
+from engine import evaluation, meter
+from methods import statistics
+from models.backbone import BACKBONES, ResNet18
 from models.basic_model import AVClassifier
 from tests.conftest import SMALL, SmallEncoder, data_flags, make_small, run_here
-from utils.results import evaluation
-from utils.training import distributed, statistics
-from utils.training import run as training_run
-from utils.training.device import to_device
+from utils.batches import to_device
 
 RUNS = {
     f"{fusion}-{name}": ["--fusion_method", fusion, *flags]
@@ -40,13 +38,13 @@ OTHERS = {
     "inforeg": ["--inforeg_k=-1e9", "--epochs", 3],
 }
 RUNS |= {name: ["--method", name, *flags] for name, flags in OTHERS.items()}
-BATCHES = ["--batch_size", 17, "--image_size", 33]  # of 18 clips: the second process has none of the last
+BATCHES = ["--batch_size", 8, "--image_size", 33]  # of 18 clips: two batches, and two clips that are left over
 
 
 def small_batch(batch, device):
-    """As to_device, in float64, where rounding cannot grow to what is looked for, and a corner of the spectrogram."""
-    spectrogram, frames, label = to_device(batch, device)
-    return spectrogram[..., :64, :64].double(), frames.double(), label
+    """Move a batch as to_device does, in float64, so that rounding stays small, with a corner of the spectrogram."""
+    inputs, label = to_device(batch, device)
+    return {"audio": inputs["audio"][..., :64, :64].double(), "visual": inputs["visual"].double()}, label
 
 
 def in_float64(model, method):
@@ -54,18 +52,18 @@ def in_float64(model, method):
 
 
 def train_all(corpus, out):
-    """Every one of RUNS into a folder below `out`, in batches of 17 and 1."""
-    with distributed.processes(torch.device("cpu")), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "processes", nullcontext)  # of one launch they are joined once
+    """Train every one of RUNS into a folder below `out`."""
+    with main_dgl.processes(torch.device("cpu")), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main_dgl, "processes", lambda device: nullcontext())  # in one launch they are joined once
         make_small(patch)
-        build, train = main_dgl.initial_model, AVClassifier.train
-        patch.setattr(main_dgl, "initial_model", lambda *arguments: in_float64(*build(*arguments)))
+        build, train = main_dgl.build, AVClassifier.train
+        patch.setattr(main_dgl, "build", lambda *arguments: in_float64(*build(*arguments)))
         patch.setattr(AVClassifier, "train", lambda model, mode=True: train(model, False))
         patch.setattr(main_dgl, "refresh_batchnorm", lambda model, batches: None)
-        for module in (training_run, evaluation, statistics):
+        for module in (meter, evaluation, statistics):
             patch.setattr(module, "to_device", small_batch)
         for name, flags in RUNS.items():
-            patch.setattr(backbone, "ResNet18", ResNet18 if name == "concat-dgl" else SmallEncoder)
+            patch.setitem(BACKBONES, "resnet18", ResNet18 if name == "concat-dgl" else SmallEncoder)
             if name == "umt":
                 flags = [*flags, "--umt_audio", corpus / "audio.pth", "--umt_visual", corpus / "visual.pth"]
             flags = [*data_flags(corpus), *SMALL, "--num_workers", 0, *BATCHES, "--epochs", 1, *flags]

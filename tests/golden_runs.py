@@ -9,7 +9,6 @@ product with a fixed wave, which tells apart what a norm does not.
 import json
 import sys
 import tempfile
-from argparse import Namespace
 from functools import cache
 from pathlib import Path
 
@@ -17,13 +16,15 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from methods import build, resolve
-from models import FUSION_MODULES, backbone
-from tests.conftest import NarrowEncoder
+import main_dgl  # noqa: F401 - puts DGL into the table of methods
+from engine.build import build_optimizer
+from methods import build_method
+from models.backbone import BACKBONES
+from models.basic_model import AVClassifier
+from models.fusion_modules import FUSION_MODULES
+from tests.conftest import NarrowEncoder, settings_of
 from tests.rules import loaders_of, write_teachers
-from utils.results.settings import training_parser
-from utils.training.run import build_optimizer
-from utils.training.seeds import derived_seed
+from utils.seeds import derived_seed
 
 FOLDER = Path(__file__).with_name("golden")
 CLASSES, STEPS = 5, 4
@@ -53,13 +54,17 @@ RUNS |= {
 
 
 def clips(step):
-    """A batch of random clips: spectrogram (4, 1, 36, 36), frames (4, 3, 2, 36, 36), label (4,)."""
+    """Return a batch of random clips: {"audio": (4, 1, 36, 36), "visual": (4, 3, 2, 36, 36)}, label (4,)."""
     generator = torch.Generator().manual_seed(step)
-    return (
-        torch.randn(4, 1, 36, 36, generator=generator, dtype=torch.float64),
-        torch.randn(4, 3, 2, 36, 36, generator=generator, dtype=torch.float64),
-        torch.randint(CLASSES, (4,), generator=generator),
-    )
+    audio = torch.randn(4, 1, 36, 36, generator=generator, dtype=torch.float64)
+    visual = torch.randn(4, 3, 2, 36, 36, generator=generator, dtype=torch.float64)
+    return {"audio": audio, "visual": visual}, torch.randint(CLASSES, (4,), generator=generator)
+
+
+def joined(*batches):
+    """Return several batches as one."""
+    inputs = {name: torch.cat([batch[0][name] for batch in batches]) for name in batches[0][0]}
+    return inputs, torch.cat([label for _, label in batches])
 
 
 def figures(tensor):
@@ -77,31 +82,32 @@ def golden_run(flags):
     """Train with these flags of main_dgl.py -> {"losses": (STEPS, 3), "tensors": {name: figures}}; None for NaN."""
     with tempfile.TemporaryDirectory() as folder:
         teachers = write_teachers(Path(folder), small=False) if "umt" in flags else []
-        args = training_parser().parse_args([*flags, *teachers, "--learning_rate", "0.01", "--alpha", "3"])
-        args = Namespace(**resolve(vars(args)))
-        torch.manual_seed(args.random_seed)
+        settings = settings_of(*flags, *teachers, "--learning_rate", "0.01", "--alpha", "3")
+        torch.manual_seed(settings.random_seed)
         with pytest.MonkeyPatch.context() as patch:
-            if args.fusion_method == "bilinear":
-                patch.setattr(backbone, "ResNet18", NarrowEncoder)
-            model, method = build(args, CLASSES, prepare=True)
+            if settings.fusion_method == "bilinear":
+                patch.setitem(BACKBONES, "resnet18", NarrowEncoder)
+            model = AVClassifier(CLASSES, settings.fusion_method, settings.modality)
+            method = build_method(settings, model)
+            method.prepare(model)
     model.double().train()
-    optimizer, _ = build_optimizer(model, args)
-
-    def finish():
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    losses, loaders = [], loaders_of(*map(torch.cat, zip(clips(100), clips(101), strict=True)))
+    optimizer, _ = build_optimizer(model, settings)
+    losses, loaders = [], loaders_of(*joined(clips(100), clips(101)))
     loaders |= {"val": loaders_of(*clips(102))["val"]}
     for number in range(STEPS):
         if number <= LAST:
             method.epoch = number
             method.begin_epoch(number, model, loaders, torch.device("cpu"))
             model.train()
-        torch.manual_seed(derived_seed(args.random_seed, 0, "noise", number))
-        of_step = method.update(model, *clips(number), finish)
-        losses.append([None if loss.isnan() else loss.item() for loss in of_step])
+        torch.manual_seed(derived_seed(settings.random_seed, 0, "noise", number))
+        inputs, label = clips(number)
+        for outputs in method.steps(model, inputs, label):
+            method.adjust_gradients(model, outputs, label)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
+            optimizer.step()
+            optimizer.zero_grad()
+        branches = ("fused", "audio", "visual")
+        losses.append([outputs[branch].loss.item() if branch in outputs else None for branch in branches])
     tensors = {name: figures(value) for name, value in model.state_dict().items() if value.is_floating_point()}
     return {"losses": losses, "tensors": tensors}
 

@@ -22,7 +22,8 @@ PACKAGES = "torch.utils.data torch.distributed torch.nn.parallel torchaudio.func
 PACKAGES += (
     "torchvision.transforms.v2 librosa.core.audio librosa.util.utils soundfile soxr cv2 imageio_ffmpeg PIL.Image "
 )
-PACKAGES += "pebble tqdm scipy.signal sklearn.linear_model sklearn.metrics sklearn.pipeline matplotlib.figure"
+PACKAGES += "pebble tqdm filelock scipy.signal scipy.stats sklearn.linear_model sklearn.metrics sklearn.pipeline "
+PACKAGES += "sklearn.cluster matplotlib.figure torch.utils.tensorboard torch.utils.tensorboard.summary"
 PYTHON = "DGL_TESTS_PYTHON"  # in a script's environment: the interpreter that it starts others with
 HERE = sys.platform == "linux"  # elsewhere scripts are started as usual
 
@@ -76,7 +77,8 @@ class Fork:
         return self.returncode
 
     def send_signal(self, number):
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(self.pid, number)
 
 
 def ask(name, command):

@@ -1,64 +1,69 @@
-"""What a step of a training rule costs beside one of joint training: processor time, peak memory, in one process.
+"""Compare the step of every method with that of joint training: processor time, and the peak of tensors in memory.
 
     python tests/method_costs.py [dgl agm ..] [--rounds 5] [--batch_size 16] [--image_size 64]
 
-Random clips, one thread. A rule's steps, the optimiser's included, take turns with joint training's; medians.
+Random clips, one thread. A method's steps, with the optimiser's, take turns with those of joint training; medians of
+their time. The peak is that of all tensors that a step creates and holds at one time, which is the same in every step.
 """
 
 import argparse
+import itertools
+import os
 import statistics
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils.training.memory import return_large_tensors
-
-return_large_tensors()
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler logs its start and its end otherwise
 
 import torch  # noqa: E402
 
-from methods import METHODS, build, resolve  # noqa: E402
+from engine.build import build, build_optimizer  # noqa: E402
+from main_dgl import METHODS, clip_gradients  # noqa: E402
+from tests.conftest import settings_of  # noqa: E402
 from tests.rules import NEEDS, loaders_of, write_teachers  # noqa: E402
-from utils.results.settings import training_parser  # noqa: E402
-from utils.training.run import build_optimizer  # noqa: E402
 
 
-def memory(name):
-    """VmRSS or VmHWM, resident memory now or its peak, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1000
+def peak_of_tensors(function):
+    """Run a function; return the bytes of the tensors that it creates and holds at one time, at most."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = profile.profiler.kineto_results.events()
+    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+
+
+def seconds_of(function):
+    """Run a function; return its processor time in seconds."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
 
 
 def ready(name, flags, clips):
-    """A function that makes one update of the rule -> (seconds, MB at its peak above what the process held)."""
-    args = Namespace(**resolve(vars(training_parser().parse_args(["--method", name, *flags]))))
-    torch.manual_seed(0)
-    model, method = build(args, 6, prepare=True)
-    model.to(memory_format=torch.channels_last)
-    method.begin_epoch(0, model, loaders_of(*clips), torch.device("cpu"))
+    """Return a function that takes one step of a method."""
+    settings, (inputs, label) = settings_of("--dataset", "CREMAD", "--method", name, *flags), clips
+    model, method = build(settings, torch.device("cpu"))
+    method.begin_epoch(0, model, loaders_of(inputs, label), torch.device("cpu"))
     model.train()
-    optimizer, _ = build_optimizer(model, args)
-
-    def finish():
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
-        optimizer.step()
-        optimizer.zero_grad()
+    optimizer, _ = build_optimizer(model, settings)
 
     def step():
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
-        before, start = memory("VmRSS"), time.process_time()
-        method.update(model, *clips, finish)
-        return time.process_time() - start, memory("VmHWM") - before
+        for outputs in method.steps(model, inputs, label):
+            method.adjust_gradients(model, outputs, label)
+            clip_gradients(model)
+            optimizer.step()
+            optimizer.zero_grad()
 
-    step()  # the first allocates momentum
+    step()  # the first step allocates momentum
     return step
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Time and peak memory of a step of every training rule.")
+    parser = argparse.ArgumentParser(
+        description="Compare the time and memory of every method's step with those of joint training."
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="all of them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=16)
@@ -67,18 +72,20 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     frames = torch.randn(asked.batch_size, 3, 1, asked.image_size, asked.image_size)
-    clips = torch.randn(asked.batch_size, 1, 257, 188), frames, torch.randint(6, (asked.batch_size,))
+    inputs = {"audio": torch.randn(asked.batch_size, 1, 257, 188), "visual": frames}
+    clips = inputs, torch.randint(6, (asked.batch_size,))
     joint = ready("joint", [], clips)
+    peak_joint = peak_of_tensors(joint)
     print(f"{'method':16}{'time':>8}{'memory':>8}   of joint training's")
     with tempfile.TemporaryDirectory() as folder:
         flags = NEEDS | {"umt": write_teachers(Path(folder), n_classes=6, small=False)}
         flags |= {"relearn": ["--val_ratio", "0.1"]}
         for name in asked.names or METHODS:
-            ours, rows = ready(name, flags.get(name, []), clips), []
-            for _ in range(asked.rounds):
-                rows.append((*joint(), *ours()))
-            seconds_joint, memory_joint, seconds, peak = map(statistics.median, zip(*rows, strict=True))
-            print(f"{name:16}{seconds / seconds_joint:8.2f}{peak / memory_joint:8.2f}", flush=True)
+            ours = ready(name, flags.get(name, []), clips)
+            peak = peak_of_tensors(ours) / peak_joint
+            times = [(seconds_of(joint), seconds_of(ours)) for _ in range(asked.rounds)]
+            seconds_joint, seconds = map(statistics.median, zip(*times, strict=True))
+            print(f"{name:16}{seconds / seconds_joint:8.2f}{peak:8.2f}", flush=True)
             del ours
 
 

@@ -1,28 +1,26 @@
 """What the tests of the training rules share: a small encoder, rules that are ready to step, gradients compared."""
 
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
+from engine.checkpoint import save
 from methods import build_method
-from models import backbone
+from models.backbone import BACKBONES
 from models.basic_model import AVClassifier
 from tests.conftest import SmallEncoder, settings_of
 from tests.test_dgl_step import CLASSES, FORMULAS, linear
-from utils.training import checkpoint
 
 NEEDS = {"gblend": ["--gblend_weights", "0.2,0.5,0.3"]}  # flags that a rule is not built without
 
 
 def small_model(fusion="concat", modality="full", seed=0, n_classes=CLASSES):
     """An AVClassifier with small encoders, in float32."""
-    whole, backbone.ResNet18 = backbone.ResNet18, SmallEncoder
-    try:
+    with patch.dict(BACKBONES, resnet18=SmallEncoder):
         torch.manual_seed(seed)
         return AVClassifier(n_classes, fusion, modality)
-    finally:
-        backbone.ResNet18 = whole
 
 
 def rule(name, *flags, fusion="concat"):
@@ -34,18 +32,25 @@ def rule(name, *flags, fusion="concat"):
             if isinstance(layer, nn.Linear):
                 layer.bias.normal_()  # so that it matters how a bias is counted
     if name == "umt":
-        method.teachers = [small_model(modality=modality, seed=9).eval() for modality in ("audio", "visual")]
-        for teacher in method.teachers:
+        method.teachers = {name: small_model(modality=name, seed=9).eval() for name in model.modalities}
+        for teacher in method.teachers.values():
             teacher.requires_grad_(False)
-        method.digests = [1, 2]
+        method.hashes = [1, 2]
     elif name == "pmr":
-        method.prototypes = list(torch.rand(2, CLASSES, 512, dtype=torch.float64))
+        method.prototypes = dict(zip(model.modalities, torch.rand(2, CLASSES, 512, dtype=torch.float64), strict=True))
         method.present = torch.ones(CLASSES, dtype=torch.bool)
     elif name == "relearn":
         method.prepare(model)
     elif name == "inforeg":
         method.begin_epoch(0, model, {}, torch.device("cpu"))
     return model.double().train(), method
+
+
+def whole_step(model, method, inputs, label):
+    """Run a step and adjust its gradients, as training in one process does -> outputs."""
+    for outputs in method.steps(model, inputs, label):
+        method.adjust_gradients(model, outputs, label)
+    return outputs
 
 
 def fused(model, a, v, fusion="concat"):
@@ -103,23 +108,23 @@ def write_teachers(folder, dataset="CREMAD", classes=(), n_classes=CLASSES, seed
         if not small:
             torch.manual_seed(seed)
             model = AVClassifier(n_classes, modality=modality)
-        checkpoint.save(path, model, settings, classes=list(classes))
+        save(path, model, settings, classes=list(classes))
         flags += [f"--umt_{modality}", str(path)]
     return flags
 
 
 class Clips:
-    """A dataset of given clips: spectrogram (M, F, T), frames (M, 3, N, H, W), label (M,)."""
+    """A dataset of given clips: {modality: (M, ...)}, label (M,)."""
 
-    def __init__(self, spectrogram, frames, label):
-        self.tensors, self.classes = (spectrogram, frames, label), []
+    def __init__(self, inputs, label):
+        self.inputs, self.label, self.classes = inputs, label, []
         self.clips = [SimpleNamespace(id=f"clip{k}", label=int(each)) for k, each in enumerate(label)]
 
     def __len__(self):
         return len(self.clips)
 
     def __getitem__(self, numbers):
-        return tuple(tensor[numbers] for tensor in self.tensors)
+        return {name: x[numbers] for name, x in self.inputs.items()}, self.label[numbers]
 
 
 class Loader:
@@ -132,7 +137,7 @@ class Loader:
         return self.steps
 
 
-def loaders_of(spectrogram, frames, label, steps=2):
-    """Loaders of every split, all of the same clips: (M, 1, F, T), (M, 3, N, H, W), (M,)."""
-    loader = Loader(Clips(spectrogram.squeeze(1), frames, label), steps)
+def loaders_of(inputs, label, steps=2):
+    """Return loaders of every split, all of the same clips: {modality: (M, ...)}, (M,)."""
+    loader = Loader(Clips(inputs, label), steps)
     return dict.fromkeys(("train", "plain", "val"), loader)

@@ -16,8 +16,8 @@ from data.AVMNIST import make_pairs
 from dataset import build_dataset
 from tests.conftest import run_fork, run_here
 from tests.test_datasets import settings, train_and_validate
+from utils.batches import IMAGENET_MEAN, IMAGENET_STD
 from utils.files import LFS_HEADER
-from utils.training.device import IMAGENET_MEAN, IMAGENET_STD
 
 SPEAKERS, TAKES = ("jackson", "theo"), (0, 4, 5, 12)
 TRAIN, TEST = 60, 50  # pictures of MNIST's sets, of each digit 6 and 5
@@ -246,7 +246,8 @@ def test_from_raw_files_to_a_validated_checkpoint(forking, root):
     assert len(dataset) == 40 and dataset.classes == tuple("0123456789")
     window = np.hanning(257)[:-1]
     mean, std = (np.array(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    for clip, (spectrogram, frames, label) in zip(dataset.clips, dataset, strict=True):
+    for clip, (inputs, label) in zip(dataset.clips, dataset, strict=True):
+        (spectrogram,), frames = inputs["audio"], inputs["visual"]
         assert clip.id[0] == dataset.classes[label]
         samples, _ = soundfile.read(clip.wav)
         second = np.pad(np.tile(samples, 3)[:8000], 128)

@@ -1,7 +1,10 @@
 """Bad input of every kind: one line on stderr that names it, exit status 2, no traceback, no file left behind."""
 
+import io
 import pickle
 import shutil
+import signal
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -17,9 +20,10 @@ from data.CREMAD import video_preprocessing as cremad_frames
 from data.demo import make_clips
 from data.kinect400 import mp4_to_wav as kinetics_sound
 from data.VGGSound import mp4_to_wav as vggsound_sound
+from engine.checkpoint import save
 from models.basic_model import AVClassifier
 from tests.conftest import SMALL, data_flags, run_here, write_video
-from utils.training import checkpoint
+from utils.errors import Interrupted
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 271360\n"
 
@@ -158,7 +162,7 @@ def test_media(capsys, root, medium, content):
 
 
 def test_a_batch_of_one_small_clip(capsys, root):
-    flags = ["--train", *data_flags(root), *SMALL, "--batch_size", 17, "--ckpt_path", root / "run"]
+    flags = ["--train", *data_flags(root), *SMALL, "--batch_size", 1, "--ckpt_path", root / "run"]
     error = refused(capsys, root, main_dgl, *flags)
     assert "--image_size 32" in error and "--batch_size" in error
 
@@ -209,6 +213,23 @@ def test_checkpoints(capsys, root, trained, write):
     assert str(path) in refused(capsys, root, valid, "--ckpt_path", path, "--num_workers", 0)
 
 
+class FileOfASignal(io.BytesIO):
+    """A file that a signal interrupts as it is written."""
+
+    def write(self, content):
+        if self.tell() > 1000:
+            raise Interrupted(signal.SIGTERM)
+        return super().write(content)
+
+
+def test_a_signal_while_a_checkpoint_is_written_stays_a_signal(tmp_path, monkeypatch):
+    """PyTorch's writer raises an error of its own then, which is no fault of the disk."""
+    monkeypatch.setattr("engine.checkpoint.replacing", lambda path: closing(FileOfASignal()))
+    with pytest.raises(Interrupted) as interruption:
+        save(tmp_path / "last.pth", AVClassifier(6, modality="audio"), {})
+    assert interruption.value.number == signal.SIGTERM
+
+
 VALIDATION = {
     "one of two checkpoints missing": (["--ckpt_path", "best.pth", "none.pth"], "none.pth"),
     "matrices of two": (["--ckpt_path", "best.pth", "last.pth", "--confusion", "a.png"], "--confusion"),
@@ -241,8 +262,8 @@ def test_a_checkpoint_names_no_file_to_write(capsys, root, trained):
 
 RESUMED = {
     "no optimiser": {"optimizer": {}},
-    "no progress": {"progress": None},
-    "progress of words": {"progress": {"epoch": "one", "step": 0, "totals": torch.zeros(3, 3)}},
+    "log of other epochs": {"log": [{"epoch": 1, "fused": 0.5}]},
+    "log of words": {"log": [{"epoch": 0, "fused": "much"}]},
     "log of a number": {"log": 3},
     "other clips": {"clips": 0},
 }
@@ -251,6 +272,7 @@ RESUMED = {
 @pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED)
 def test_checkpoints_to_resume(capsys, root, trained, changes):
     (root / "run").mkdir()
+    (root / "run" / ".lock").touch()  # which every run leaves in its folder
     torch.save(checkpoint_of(trained, "last.pth", **changes), root / "run" / "last.pth")
     flags = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01, "--ckpt_path", root / "run"]
     assert "last.pth" in refused(capsys, root, main_dgl, "--train", "--resume", *data_flags(root), *SMALL, *flags)
@@ -301,10 +323,10 @@ def test_a_video_to_classify(capsys, root, trained, write):
 
 def test_a_silent_video_for_a_model_of_sound(capsys, root):
     settings = {"dataset": "CREMAD", "modality": "audio", "image_size": 32}
-    checkpoint.save(root / "audio.pth", AVClassifier(6, modality="audio"), settings)
+    save(root / "audio.pth", AVClassifier(6, modality="audio"), settings)
     write_video(root / "silent.mp4", [90] * 10)
     flags = ["--ckpt_path", root / "audio.pth", "--video", root / "silent.mp4"]
-    assert "silent.mp4: no sound" in refused(capsys, root, valid, *flags)
+    assert "silent.mp4: has no audio" in refused(capsys, root, valid, *flags)
 
 
 SCRIPTS = {

@@ -8,35 +8,42 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from analysis import comparison, runner
+from analysis.significance import Difference
 from methods import METHODS
 from tests.conftest import SMALL, data_flags, run_here, settings_of
 from utils.pool import cores
-from utils.results import comparison, runner
-from utils.results.significance import Difference
 
 SETTINGS = {"modality": "full", "method": "dgl", "modulation": "Normal", "alpha": 4.0, "no_mgt": False, "no_ugt": False}
 SETTINGS |= {"random_seed": 0, "epochs": 3}
 
 
-def write_run(folder, rng, **settings):
-    """A finished run of three epochs with random figures; returns those of its best epoch."""
+def write_run(folder, rng, older=False, **settings):
+    """Write a finished run of three epochs with random metrics; return those of its best epoch.
+
+    A run of one modality has no metrics of the other one; older versions wrote null for them.
+    """
     folder.mkdir(parents=True)
-    lacks = {"audio": "visual", "visual": "audio"}.get(settings.get("modality"))
-    figures = []
+    missing, figures = {"audio": "visual", "visual": "audio"}.get(settings.get("modality")), []
     for epoch in range(3):
-        accuracies = {name: None if name == lacks else rng.random() for name in ("fused", "audio", "visual")}
-        probes = {m: None if m == lacks else rng.random() for m in ("audio", "visual")}
+        accuracies = {name: rng.random() for name in ("fused", "audio", "visual") if name != missing}
+        probes = {name: rng.random() for name in ("audio", "visual") if name != missing}
+        if older and missing:
+            accuracies[missing] = probes[missing] = None
         figures.append(accuracies | {"epoch": epoch, "linear_probe": probes})
     split = {"split": "val" if settings.get("val_ratio") else "test"}
     (folder / "log.jsonl").write_text("".join(json.dumps(epoch | split) + "\n" for epoch in figures))
     (folder / "best.json").write_text(json.dumps(figures[1]))
     (folder / "last.json").write_text(json.dumps(figures[2]))
-    result = {"best": figures[1], "last": figures[2], "settings": SETTINGS | settings}
+    best, last = ({name: value for name, value in row.items() if name != "linear_probe"} for row in figures[1:])
+    result = {"best": best, "last": last, "settings": SETTINGS | settings}
     (folder / "result.json").write_text(json.dumps(result))
     return figures[1]
 
@@ -48,12 +55,20 @@ def test_table_and_pictures(tmp_path, capsys):
     write_run(tmp_path / "ge", rng, method="joint", modulation="OGM_GE")  # as older runs record it
     write_run(tmp_path / "ablation", rng, method="no_mgt")
     audio = write_run(tmp_path / "audio", rng, modality="audio")
+    write_run(tmp_path / "visual", rng, older=True, modality="visual")
     (tmp_path / "unfinished").mkdir()
     run_here(comparison, tmp_path)
 
     with open(tmp_path / "comparison.csv", newline="") as file:
         rows = {(row["method"], row["alpha"], row["epoch"]): row for row in csv.DictReader(file)}
-    methods = [("audio alone", ""), ("OGM-GE", ""), ("DGL -MGT", "4.0"), ("DGL", "1.0"), ("DGL", "4.0")]
+    methods = [
+        ("audio alone", ""),
+        ("visual alone", ""),
+        ("OGM-GE", ""),
+        ("DGL -MGT", "4.0"),
+        ("DGL", "1.0"),
+        ("DGL", "4.0"),
+    ]
     assert list(rows) == [(*method, epoch) for method in methods for epoch in ("best", "last")]
     row = rows["DGL", "4.0", "best"]
     for column in ("fused", "audio", "visual"):
@@ -62,7 +77,9 @@ def test_table_and_pictures(tmp_path, capsys):
         assert float(row[f"{column} std"]) == pytest.approx(np.std(values, ddof=1))
     probes = [figures["linear_probe"]["visual"] for figures in dgl]
     assert float(row["probe visual"]) == pytest.approx(np.mean(probes))
-    assert rows["audio alone", "", "best"]["visual"] == "" and rows["DGL", "1.0", "best"]["fused std"] == ""
+    for name, missing in (("audio alone", "visual"), ("visual alone", "audio")):
+        assert rows[name, "", "best"][missing] == rows[name, "", "best"][f"probe {missing}"] == ""
+    assert rows["DGL", "1.0", "best"]["fused std"] == ""
 
     table = (tmp_path / "comparison.md").read_text()
     assert table.partition("\n\n")[0] in capsys.readouterr().out
@@ -107,7 +124,7 @@ def test_the_plan_is_a_command_a_line_that_makes_one_run(capsys):
     assert split == 6 and len(lines) == 9
     for line in lines[:split] + lines[split + 1 :]:
         python, minus_m, module, *words = shlex.split(line)
-        assert (python, minus_m, module) == (sys.executable, "-m", "utils.results.runner")
+        assert (python, minus_m, module) == (sys.executable, "-m", "analysis.runner")
         run_here(runner, *words[: words.index("--")], "--plan", *words[words.index("--") :])
         again = capsys.readouterr().out.splitlines()
         assert again[-1] == line and len(again) == (4 if "umt" in line else 1)
@@ -122,7 +139,7 @@ def test_what_is_wrong_is_refused_before_any_run_is_made(few, tmp_path, capsys, 
     (held / "last.pth").touch()
     (held / "run.json").write_text(json.dumps({"settings": vars(settings_of("--batch_size", 7, *data_flags(few)))}))
     for flags, words in (
-        (["--agm_alpha", 2], "--agm_alpha: of --method agm, none of those"),
+        (["--agm_alpha", 2], "--agm_alpha: of --method agm, none of which is planned"),
         (["--lr", 2], "did you mean"),
         ([*data_flags(few)], f"--batch_size 64: the run in {held} has 7"),
     ):
@@ -177,8 +194,10 @@ def test_a_sweep_shows_what_held_out_clips_say(tmp_path):
         write_run(tmp_path / f"ge{value}", rng, method="ogm_ge", ogm_alpha=value, val_ratio=0.2) for value in (0.1, 0.3)
     )
     write_run(tmp_path / "all", rng, method="joint", val_ratio=None)
-    for path in tmp_path.rglob("best.json"):  # validation's figures are of test clips
-        path.write_text(json.dumps({"fused": 0.5, "audio": 0.5, "visual": 0.5, "linear_probe": None}))
+    for path in tmp_path.rglob("result.json"):  # a result's accuracies are of test clips
+        result = json.loads(path.read_text())
+        result["best"] |= {"fused": 0.5, "audio": 0.5, "visual": 0.5}
+        path.write_text(json.dumps(result))
     run_here(comparison, tmp_path)
     with open(tmp_path / "comparison.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["epoch"] == "best"]
@@ -225,8 +244,16 @@ def test_bad_folders_are_one_line(tmp_path, capsys, damage):
     assert end.value.code == 2 and len(error.splitlines()) == 1 and ("compare.sh" in error or damage == "same seed")
 
 
+def kill_all(folder):
+    """Kill the processes whose command line names a folder of this test."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            if os.fsencode(folder) in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+
+
 def test_interrupted_and_run_again_it_ends_with_the_same_table(few, forking, tmp_path):
-    flags = [*data_flags(few), *SMALL, "--epochs", 2, "--learning_rate", 0.01]
+    flags = [*data_flags(few), *SMALL, "--epochs", 4, "--learning_rate", 0.01]
     environment = os.environ | {
         "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
         "dataset": "CREMAD",
@@ -249,7 +276,7 @@ def test_interrupted_and_run_again_it_ends_with_the_same_table(few, forking, tmp
     log, result = (interrupted / "visual-seed0" / name for name in ("log.jsonl", "result.json"))
     while process.poll() is None and not (log.exists() and log.stat().st_size):
         time.sleep(0.05)
-    subprocess.run(["pkill", "-KILL", "-f", str(interrupted)], check=True)  # all of it, before the second epoch ends
+    kill_all(interrupted)  # before the last epoch ends
     process.communicate()
     assert not result.exists()
     for out in (interrupted, whole):
@@ -338,7 +365,7 @@ def test_one_method_that_fails_does_not_squeeze_the_picture():
 
 def test_what_a_picture_cuts_off_has_arrowheads(tmp_path, monkeypatch):
     pictures = []
-    monkeypatch.setattr("utils.results.figures.save_figure", lambda figure, _: pictures.append(figure))
+    monkeypatch.setattr("analysis.comparison.save_figure", lambda figure, _: pictures.append(figure))
     near = [Difference(mean, mean - 0.02, mean + 0.02, 0.5, 3) for mean in (0.0, 0.01, 0.0)]
     wide, failed = Difference(0.0, -0.9, 0.9, 0.9, 3), Difference(-0.8, -0.9, -0.7, 0.001, 3)
     found = {("all", k): {"fused": each} for k, each in enumerate([*near, wide, failed])}
@@ -388,7 +415,9 @@ def test_several_at_a_time_and_ended_by_a_signal(few, forking, tmp_path):
     process.terminate()
     output, error = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM and len(error.splitlines()) == 1, error
-    assert all((run / "last.pth").exists() and "goes on" in (run / "output.txt").read_text() for run in runs)
+    assert all(
+        (run / "last.pth").exists() and "interrupted by SIGTERM" in (run / "output.txt").read_text() for run in runs
+    )
     epochs = max(len((run / "log.jsonl").read_text().splitlines()) for run in runs) + 1
     output, error = start(epochs).communicate()
     assert not error and "| audio alone | - | 1 | best |" in output and "| visual alone | - | 1 | best |" in output

@@ -16,9 +16,9 @@ import main_dgl
 import valid
 from dataset import cache, clips
 from dataset.loader import build_loader
+from engine.device import choose_device
 from tests.conftest import SMALL, data_flags, run_here
 from tests.test_reader import settings
-from utils.training.device import choose_device
 
 DAMAGES = {
     "truncated": lambda content: content[: len(content) * 2 // 3],
@@ -79,7 +79,7 @@ def test_each_kind_of_damage_is_found(moved, kind, medium):
     clip = loader.dataset.clips[7]
     name = f"AudioWAV/{clip.id}.wav" if medium == "sound" else f"Image-01-FPS/{clip.id}/{clip.frames[-1]}"
     hurt(moved / name, kind)
-    loader = build_loader(settings(moved), "train", choose_device("cpu"))
+    loader = build_loader(settings(moved, batch_size=17), "train", choose_device("cpu"))
     assert list(loader.dataset.damaged) == [clip.id] and name in loader.dataset.damaged[clip.id]
     assert len(loader.dataset) == 17 == sum(map(len, loader.sampler)) and clip.id in str(loader.dataset)
 

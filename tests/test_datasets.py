@@ -13,10 +13,10 @@ import torch
 from dataset import DATASETS, build_dataset, clips
 from dataset.clips import ClipDataset
 from dataset.index import Clip, Index
+from models.weights import load_checkpoint
 from tests.conftest import run_script, run_shell, write_video
+from utils.batches import IMAGENET_MEAN, IMAGENET_STD
 from utils.errors import InputError
-from utils.training import checkpoint
-from utils.training.device import IMAGENET_MEAN, IMAGENET_STD
 
 SMALL = ["--image_size", 32, "--batch_size", 4, "--num_workers", 1, "--epochs", 1]
 
@@ -56,8 +56,9 @@ def grey_value(frames):
 def check_items(dataset, expected, shape):
     """Each clip with its own sound and pictures; expected: {id: (class, number of its tone, grey value)}."""
     assert {clip.id for clip in dataset.clips} == set(expected)
-    for clip, (spectrogram, frames, label) in zip(dataset.clips, dataset, strict=True):
+    for clip, (inputs, label) in zip(dataset.clips, dataset, strict=True):
         name, number, grey = expected[clip.id]
+        (spectrogram,), frames = inputs["audio"], inputs["visual"]
         assert spectrogram.shape == shape and frames.shape == (3, dataset.decoder.num_frame, 32, 32)
         assert dataset.classes[label] == name
         assert tone_number(spectrogram, dataset.decoder.audio.rate) == number
@@ -71,7 +72,7 @@ def train_and_validate(forking, script, args, folder):
     paths += [("--cache_path", folder / ".cache")]
     flags = [word for pair in paths for word in pair]
     done = run_shell(script, *flags, *SMALL, "--ckpt_path", folder / "run", project=forking)
-    saved = checkpoint.load(folder / "run" / "last.pth")
+    saved = load_checkpoint(folder / "run" / "last.pth")
     assert saved["epoch"] == 0 and saved["settings"]["dataset"] == args.dataset
     assert saved["model"]["fusion_module.fc_out.weight"].shape == (DATASETS[args.dataset].n_classes, 1024)
     assert "\naccuracy " in done.stdout
@@ -213,7 +214,7 @@ def test_sound_is_cropped_anywhere_in_training_and_in_the_middle_in_evaluation(t
         monkeypatch.setattr(clips, "load_waveform", lambda path, rate: samples)
         dataset = ClipDataset(OneClip(), args, split, DATASETS["KineticSound"].audio, num_frame=1)
         dataset.set_epoch(epoch)
-        return dataset[0][0].numpy()
+        return dataset[0][0]["audio"][0].numpy()
 
     long, short = np.arange(12 * 16000), np.arange(4 * 16000)
     assert (crop(long, "test") == np.arange(56000, 56000 + 80000)).all()

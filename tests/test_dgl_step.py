@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 import benchmark
 from main_dgl import dgl_step
-from models import FUSION_MODULES, backbone
+from models.backbone import BACKBONES
 from models.basic_model import AVClassifier
-from models.fusion_modules import Fusion_AUXI
+from models.fusion_modules import FUSION_MODULES, Fusion_AUXI
 from tests.conftest import NarrowEncoder, SmallEncoder, method_of
 
 ALPHA, CLASSES = 3.0, 5
@@ -57,12 +57,13 @@ FORMULAS = {
 
 
 def batch(size=4, frames=2):
+    """Return a batch of random clips in float64: {"audio": .., "visual": ..}, label."""
     generator = torch.Generator().manual_seed(1)
-    return (
-        torch.randn(size, 1, 40, 44, generator=generator, dtype=torch.float64),
-        torch.randn(size, 3, frames, 36, 36, generator=generator, dtype=torch.float64),
-        torch.randint(CLASSES, (size,), generator=generator),
-    )
+    inputs = {
+        "audio": torch.randn(size, 1, 40, 44, generator=generator, dtype=torch.float64),
+        "visual": torch.randn(size, 3, frames, 36, 36, generator=generator, dtype=torch.float64),
+    }
+    return inputs, torch.randint(CLASSES, (size,), generator=generator)
 
 
 def build(fusion_method):
@@ -70,8 +71,9 @@ def build(fusion_method):
     return AVClassifier(CLASSES, fusion_method).double().train()
 
 
-def features(model, spectrogram, frames):
-    """a and v: global average pool, for video over frames, height and width together."""
+def features(model, inputs):
+    """Return a and v: global average pool, for video over frames, height and width together."""
+    spectrogram, frames = inputs.values()
     a = model.audio_net(spectrogram).flatten(2).mean(2)
     images = torch.stack([clip[:, n] for clip in frames for n in range(frames.shape[2])])
     v = model.visual_net(images).reshape(len(frames), frames.shape[2], a.shape[1], -1).mean(dim=(1, 3))
@@ -89,20 +91,20 @@ def assert_equal_gradients(parameters, expected):
 @pytest.mark.parametrize("fusion_method", FUSION_MODULES)
 def test_gradients_are_those_of_the_formulas(fusion_method, monkeypatch):
     if fusion_method == "bilinear":
-        monkeypatch.setattr(backbone, "ResNet18", NarrowEncoder)
+        monkeypatch.setitem(BACKBONES, "resnet18", NarrowEncoder)
     model = build(fusion_method)
-    spectrogram, frames, label = batch()
-    loss, loss_a, loss_v = dgl_step(model, spectrogram, frames, label, ALPHA)
+    inputs, label = batch()
+    outputs = dgl_step(model, inputs, label, ALPHA)
 
     fused, audio_alone, video_alone = FORMULAS[fusion_method]
     weights = dict(model.fusion_module.named_parameters())
-    a, v = features(model, spectrogram, frames)
-    l_a, l_v = (
-        F.cross_entropy(audio_alone(weights, a), label),
-        F.cross_entropy(video_alone(weights, v), label),
-    )
-    l_m = F.cross_entropy(fused(weights, a, v), label)
-    torch.testing.assert_close(torch.stack([loss, loss_a, loss_v]), torch.stack([l_m, l_a, l_v]).detach())
+    a, v = features(model, inputs)
+    logits = {"fused": fused(weights, a, v), "audio": audio_alone(weights, a), "visual": video_alone(weights, v)}
+    l_m, l_a, l_v = (F.cross_entropy(each, label) for each in logits.values())
+    assert list(outputs) == list(model.branches) == list(logits)
+    for branch, loss in zip(logits, (l_m, l_a, l_v), strict=True):
+        torch.testing.assert_close(outputs[branch].logits, logits[branch])
+        torch.testing.assert_close(outputs[branch].loss, loss)
 
     encoders = [
         (f"{net}.{n}", p) for net in ("audio_net", "visual_net") for n, p in getattr(model, net).named_parameters()
@@ -113,7 +115,7 @@ def test_gradients_are_those_of_the_formulas(fusion_method, monkeypatch):
 
 
 def test_without_the_detach_the_step_raises(monkeypatch):
-    monkeypatch.setattr(Fusion_AUXI, "forward", lambda self, x, y: self.fuse(x, y))
+    monkeypatch.setattr(Fusion_AUXI, "forward", lambda self, features: self.fuse(features))
     with pytest.raises(RuntimeError, match="second time"):
         dgl_step(build("concat"), *batch(), ALPHA)
 
@@ -131,26 +133,28 @@ def test_gradients_accumulate_until_the_caller_zeroes_them():
 def test_unimodal_step_is_plain_cross_entropy(modality):
     torch.manual_seed(0)
     model = AVClassifier(CLASSES, modality=modality).double()
-    spectrogram, frames, label = batch()
-    losses = method_of(model, "--modality", modality).step(model, spectrogram, frames, label)
-    feature = model.encode_audio(spectrogram) if modality == "audio" else model.encode_video(frames)
-    expected = F.cross_entropy(model.fusion_module(feature), label)
+    inputs, label = batch()
+    outputs = method_of(model, "--modality", modality).step(model, inputs, label)
+    feature = model.encode(modality, inputs[modality])
+    head = model.fusion_module
+    expected = F.cross_entropy(F.linear(feature, head.weight, head.bias), label)
     assert_equal_gradients(model.named_parameters(), torch.autograd.grad(expected, list(model.parameters())))
-    assert losses[0] == losses[1 if modality == "audio" else 2] == expected.detach()
-    assert losses[2 if modality == "audio" else 1].isnan()
+    assert outputs.keys() == {"fused", modality}
+    assert all(output.loss == expected for output in outputs.values())
 
 
 @pytest.mark.parametrize("fusion_method", ["concat", "gated"])
 def test_in_bfloat16_the_gradients_go_the_same_ways(fusion_method, monkeypatch):
     if fusion_method == "gated":
-        monkeypatch.setattr(backbone, "ResNet18", SmallEncoder)
+        monkeypatch.setitem(BACKBONES, "resnet18", SmallEncoder)
     torch.manual_seed(0)
     model = AVClassifier(CLASSES, fusion_method).train()
     model.amp = True
-    spectrogram, frames, label = (x.float() if x.is_floating_point() else x for x in batch())
-    dgl_step(model, spectrogram, frames, label, ALPHA)
-    a, v = model.encode_audio(spectrogram), model.encode_video(frames)
-    assert a.dtype == torch.float32 and model.pooled(model.audio_net, spectrogram).dtype == torch.float32
+    inputs, label = batch()
+    inputs = {name: x.float() for name, x in inputs.items()}
+    dgl_step(model, inputs, label, ALPHA)
+    a, v = (model.encode(name, x) for name, x in inputs.items())
+    assert a.dtype == torch.float32 and v.dtype == torch.float32
     weights = dict(model.fusion_module.named_parameters())
     fused, audio_alone, video_alone = FORMULAS[fusion_method]
     l_m = F.cross_entropy(fused(weights, a, v), label)
@@ -164,17 +168,17 @@ def test_in_bfloat16_the_gradients_go_the_same_ways(fusion_method, monkeypatch):
     full = AVClassifier(CLASSES, fusion_method).train()
     full.load_state_dict(model.state_dict())
     with torch.no_grad():
-        difference = (full.encode_audio(spectrogram) - model.encode_audio(spectrogram)).norm() / a.norm()
+        audio = inputs["audio"]
+        difference = (full.encode("audio", audio) - model.encode("audio", audio)).norm() / a.norm()
         assert 1e-4 < difference < 0.05, "no bfloat16 in it, or too little else"
         full.load_state_dict(model.state_dict())  # with the running statistics of now
-        assert torch.equal(full.eval().encode_audio(spectrogram), model.eval().encode_audio(spectrogram))
+        assert torch.equal(full.eval().encode("audio", audio), model.eval().encode("audio", audio))
 
 
 def peak_of_tensors(way, batch_size):
     """Bytes of the tensors that live at one time, at most, while the benchmark makes one step; its figures go by."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "take_turns", lambda ways, rounds: {name: way() for name, way in ways.items()})
-        patch.setattr(benchmark, "return_large_tensors", lambda: None)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             benchmark.one_step(way, batch_size, rounds=1)
     events = profile.profiler.kineto_results.events()

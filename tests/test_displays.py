@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import sys
 from functools import partial
 
 import cv2
@@ -15,20 +14,21 @@ import torch
 import torch.nn.functional as F
 from matplotlib.text import Text
 from sklearn.metrics import confusion_matrix
+from tqdm import tqdm
 
 import main_dgl
+from analysis.gradient_report import as_table, gradient_report
+from engine.board import Board
+from engine.figures import confusion_figures, curves_figure, save_figure
+from engine.gradients import CLIP_NORM, gradient_norms
+from engine.log import summary
+from engine.meter import loss_name
 from main_dgl import dgl_step
-from methods import METHODS
-from methods.base import Method
+from methods.base import Method, encode_all, score
 from tests.conftest import SMALL, data_flags, method_of, run_here
-from tests.rules import NEEDS, small_model
-from tests.test_dgl_step import CLASSES, batch
+from tests.rules import small_model
+from tests.test_dgl_step import batch
 from tests.test_resume import interrupt_at
-from utils.results.board import Board
-from utils.results.figures import confusion_figures, curves_figure, save_figure
-from utils.results.gradient_report import as_table, gradient_report
-from utils.results.journal import summary
-from utils.training.measurement import WatchedLosses, gradient_norms
 
 BRANCHES = ("fused", "audio", "visual")
 
@@ -91,11 +91,10 @@ def test_confusion_matrices(tmp_path, names, branches):
 
 def random_row(epoch, rate, lacks=None):
     rng = np.random.default_rng(epoch)
-    row = {"epoch": epoch, "learning_rate": rate, "split": "test", "seconds": 10.0 * epoch}
-    row |= {"loss": 1 + rng.random(), "loss_a": 1 + rng.random(), "loss_v": 1 + rng.random()}
-    for branch in BRANCHES:
-        row |= {branch: rng.random(), f"train_{branch}": rng.random()}
-    return row | dict.fromkeys({"visual": ("loss_v", "visual", "train_visual")}.get(lacks, ()))
+    row = {"epoch": epoch, "learning_rate": rate, "split": "test", "seconds": 10.0 * epoch, "clipped": rng.random()}
+    for branch in [branch for branch in BRANCHES if branch != lacks]:
+        row |= {branch: rng.random(), f"train_{branch}": rng.random(), loss_name(branch): 1 + rng.random()}
+    return row
 
 
 @pytest.mark.parametrize(("epochs", "lacks"), [(100, None), (5, "visual"), (1, None)])
@@ -111,12 +110,12 @@ def test_curves(tmp_path, epochs, lacks):
     assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([best], [log[best]["fused"]])
     losses, accuracies = figure.axes
     for axes, names in (
-        (losses, ("loss", "loss_a", "loss_v")),
+        (losses, ("loss", "loss_audio", "loss_visual")),
         (accuracies, [name for branch in BRANCHES for name in (branch, f"train_{branch}")]),
     ):
         lines = [list(line.get_ydata()) for line in axes.lines]
         for name in names:
-            assert ([row[name] for row in log] in lines) == (log[0][name] is not None), name
+            assert ([row.get(name) for row in log] in lines) == (name in log[0]), name
         drops = [line.get_xdata()[0] for line in axes.lines if list(line.get_ydata()) == [0, 1]]
         assert drops == {100: [2.5, 69.5], 5: [2.5], 1: []}[epochs]
     save_figure(figure, tmp_path / "curves.png")
@@ -124,34 +123,11 @@ def test_curves(tmp_path, epochs, lacks):
 
 
 def test_lines_of_the_terminal_align_and_tell_the_time_left():
-    log = [random_row(epoch, 0.1, "visual" if epoch == 2 else None) for epoch in range(7)]
+    log = [random_row(epoch, 0.1) for epoch in range(7)]
     lines = [summary(log[:number], epochs=607) for number in range(1, 8)]
     assert len({len(line) for line in lines}) == 1 and len({line.index("best") for line in lines}) == 1
     assert lines[-1].endswith(" 60 s  left  6:40:00")  # 600 epochs of the last five's mean, 40 s
     assert f"best {max(row['fused'] for row in log):.4f}" in lines[-1]
-
-
-OF_ITS_OWN = {"agm", "pmr", "umt"}  # logits that the model does not give; prototypes, teachers: test_methods_runs.py
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "audio" and name not in OF_ITS_OWN])
-def test_right_answers_are_counted_from_the_steps_own_logits(name):
-    torch.manual_seed(0)
-    model, (spectrogram, frames, label) = small_model(modality=METHODS[name].modality), batch(8)
-    method = method_of(model, "--method", name, *NEEDS.get(name, ()))
-    model.double().train()
-    if name == "inforeg":
-        method.begin_epoch(0, model, {}, None)
-    label = model(spectrogram, frames)[0].argmax(dim=1)  # so that not all answers are wrong
-    label[:3] = (label[:3] + 1) % CLASSES
-    expected = [
-        float("nan") if logits is None else (logits.argmax(dim=1) == label).sum().item()
-        for logits in model(spectrogram, frames)
-    ]
-    with WatchedLosses() as watched:
-        losses = method.update(model, spectrogram, frames, label, lambda: None)
-    torch.testing.assert_close(watched.hits(losses), torch.tensor(expected).double(), equal_nan=True)
-    assert expected[0] == 5
 
 
 MODULES = {"fusion": "fusion_module", "audio": "audio_net", "visual": "visual_net"}
@@ -171,47 +147,45 @@ def norms_of(model, loss):
 @pytest.mark.parametrize(
     ("name", "routes"),
     {
-        "dgl": {"L_m": (1, 0, 0), "L_a": (0, 3, 0), "L_v": (0, 0, 3)},
-        "joint": {"L_m": (1, 1, 1), "L_a": (0, 0, 0), "L_v": (0, 0, 0)},
-        "no_mgt": {"L_m": (1, 1, 1), "L_a": (0, 3, 0), "L_v": (0, 0, 3)},
-        "no_ugt": {"L_m": (1, 0, 0), "L_a": (3, 3, 0), "L_v": (3, 0, 3)},
+        "dgl": {"L_m": (1, 0, 0), "L_audio": (0, 3, 0), "L_visual": (0, 0, 3)},
+        "joint": {"L_m": (1, 1, 1), "L_audio": (0, 0, 0), "L_visual": (0, 0, 0)},
+        "no_mgt": {"L_m": (1, 1, 1), "L_audio": (0, 3, 0), "L_visual": (0, 0, 3)},
+        "no_ugt": {"L_m": (1, 0, 0), "L_audio": (3, 3, 0), "L_visual": (3, 0, 3)},
     }.items(),
 )
 @pytest.mark.parametrize("fusion_method", ["concat", "gated"])
 def test_gradient_report_is_what_autograd_says(name, routes, fusion_method):
-    model, clips = small_model(fusion_method).double().train(), batch()
+    model, (inputs, label) = small_model(fusion_method).double().train(), batch()
     method = method_of(model, "--method", name, "--alpha", 3)
-    report = gradient_report(method, model, *clips)
+    report = gradient_report(method, model, inputs, label)
     assert all(parameter.grad is None for parameter in model.parameters())
-    a, v = model.encode_audio(clips[0]), model.encode_video(clips[1])
-    fusion = model.fusion_module
-    logits = {"L_m": fusion.fuse(a, v), "L_a": fusion.audio_alone(a), "L_v": fusion.visual_alone(v)}
+    features, fusion = encode_all(model, inputs), model.fusion_module
+    logits = {"L_m": fusion.fuse(features)} | {f"L_{name}": fusion.alone(name, x) for name, x in features.items()}
     for loss, factors in routes.items():
-        norms = norms_of(model, F.cross_entropy(logits[loss], clips[2]))
+        norms = norms_of(model, F.cross_entropy(logits[loss], label))
         for (module, norm), factor in zip(norms.items(), factors, strict=True):
             assert report[loss][module] == pytest.approx(factor * norm, rel=1e-5), (loss, module)
             assert (report[loss][module] == 0) == (factor == 0)
-    method.step(model, *clips)
+    method.step(model, inputs, label)
     assert list(report["all"].values()) == pytest.approx(gradient_norms(model).tolist(), rel=1e-5)
 
 
 class Leaking(Method):
     """DGL with the second truncation forgotten."""
 
-    def step(self, model, spectrogram, frames, label):
-        a, v = model.encode_audio(spectrogram), model.encode_video(frames)
-        fusion, losses = model.fusion_module, []
-        for logits in (fusion.audio_alone(a), fusion.visual_alone(v), fusion(a, v)):
-            losses.append(F.cross_entropy(logits, label))
-        sum(losses).backward()
-        return tuple(losses[n].detach() for n in (2, 0, 1))
+    def step(self, model, inputs, label):
+        features, fusion = encode_all(model, inputs), model.fusion_module
+        outputs = {"fused": score(fusion(features), label)}
+        outputs |= {name: score(fusion.alone(name, feature), label) for name, feature in features.items()}
+        sum(output.loss for output in outputs.values()).backward()
+        return outputs
 
 
 def test_gradient_report_shows_a_leak():
     model = small_model("sum").double().train()
     report = gradient_report(Leaking(None, model), model, *batch())
     assert report["L_m"]["audio"] == report["L_m"]["visual"] == 0
-    assert report["L_a"]["fusion"] > 0 and report["L_v"]["fusion"] > 0
+    assert report["L_audio"]["fusion"] > 0 and report["L_visual"]["fusion"] > 0
     lines = [line.split() for line in as_table(report).splitlines()]
     assert lines[1] == ["L_m", f"{report['L_m']['fusion']:.4g}", "0", "0"] and lines[4][0] == "all"
 
@@ -219,9 +193,9 @@ def test_gradient_report_shows_a_leak():
 @pytest.mark.parametrize(
     ("flags", "zeros"),
     [
-        ([], {"L_m": "+00", "L_a": "0+0", "L_v": "00+", "all": "+++"}),
-        (["--method", "ogm_ge"], {"L_m": "+++", "L_a": "000", "L_v": "000", "all": "+++"}),
-        (["--modality", "visual"], {"L_v": "++", "all": "++"}),
+        ([], {"L_m": "+00", "L_audio": "0+0", "L_visual": "00+", "all": "+++"}),
+        (["--method", "ogm_ge"], {"L_m": "+++", "L_audio": "000", "L_visual": "000", "all": "+++"}),
+        (["--modality", "visual"], {"L_visual": "++", "all": "++"}),
     ],
     ids=["dgl", "OGM-GE", "visual"],
 )
@@ -233,17 +207,17 @@ def test_gradient_report_of_the_command_line(corpus, tmp_path, small_encoders, c
     assert not (tmp_path / "run").exists()
 
 
-def measured_apart(model, spectrogram, frames, label, alpha, into):
-    """dgl_step, and what the board should say of it, computed in another way."""
-    with torch.no_grad():
-        hits = [(logits.argmax(dim=1) == label).double().mean().item() for logits in model(spectrogram, frames)]
-    losses = dgl_step(model, spectrogram, frames, label, alpha)
+def measured_apart(model, inputs, label, alpha, into):
+    """Run dgl_step, and compute what the board should say of it in another way."""
+    outputs = dgl_step(model, inputs, label, alpha)
+    hits = [(output.logits.argmax(dim=1) == label).double().mean().item() for output in outputs.values()]
     norms = [
         np.linalg.norm(np.concatenate([p.grad.double().numpy().ravel() for p in getattr(model, module).parameters()]))
         for module in MODULES.values()
     ]
-    into.append([*map(float, losses), *hits, *norms, len(label)])
-    return losses
+    losses = [output.loss.item() for output in outputs.values()]
+    into.append([*losses, *hits, *norms, np.linalg.norm(norms), np.linalg.norm(norms) > CLIP_NORM])
+    return outputs
 
 
 def board_of(folder):
@@ -279,7 +253,7 @@ def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with monkeypatch.context() as patch:
         patch.setattr(main_dgl, "dgl_step", partial(measured_apart, into=steps))
-        patch.setattr(sys.stderr, "isatty", lambda: True)
+        patch.setattr("engine.meter.progress_bar", partial(tqdm, mininterval=0))
         run_here(main_dgl, *command, "--ckpt_path", whole)
     bar = capsys.readouterr().err
     assert re.search(r"epoch 1: .*loss \d+\.\d{3}  fused [01]\.\d{3}  audio [01]\.\d{3}  visual [01]\.\d{3}", bar)
@@ -287,13 +261,13 @@ def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(
     board, log = board_of(tmp_path / "boards" / "whole"), (whole / "log.jsonl").read_text().splitlines()
     series, rows = series_of(board), [json.loads(line) for line in log]
     figures = np.array(steps)
-    assert figures.shape == (6, 10)
+    assert figures.shape == (4, 11)  # two steps an epoch, of 8 of 18 clips
     for row, epoch in zip(rows, np.split(figures, 2), strict=True):
-        expected = np.average(epoch[:, :6], axis=0, weights=epoch[:, 9]).tolist() + epoch[:, 6:9].mean(axis=0).tolist()
-        names = ["loss", "loss_a", "loss_v", "train_fused", "train_audio", "train_visual"]
-        names += ["gradient_fusion", "gradient_audio", "gradient_visual"]
-        assert [row[name] for name in names] == pytest.approx(expected, rel=1e-3)
-    tags = {"learning_rate": "learning_rate", "loss": "loss/fused", "loss_a": "loss/audio", "loss_v": "loss/visual"}
+        names = ["loss", "loss_audio", "loss_visual", "train_fused", "train_audio", "train_visual"]
+        names += ["gradient_fusion", "gradient_audio", "gradient_visual", "gradient_norm", "clipped"]
+        assert [row[name] for name in names] == pytest.approx(epoch.mean(axis=0).tolist(), rel=1e-3)
+    tags = {"learning_rate": "learning_rate", "gradient_norm": "gradient_norm", "clipped": "clipped"}
+    tags |= {"loss": "loss/fused", "loss_audio": "loss/audio", "loss_visual": "loss/visual"}
     tags |= {branch: f"accuracy/{branch}" for branch in BRANCHES}
     tags |= {f"train_{branch}": f"training_accuracy/{branch}" for branch in BRANCHES}
     tags |= {f"gradient_{module}": f"gradient/{module}" for module in MODULES}
@@ -308,7 +282,7 @@ def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(
     columns += [f"gradient_by_step/{module}" for module in MODULES]
     for tag, column in zip(columns, figures.T, strict=False):
         assert by_step[tag] == [(number, pytest.approx(value, rel=1e-3)) for number, value in enumerate(column)], tag
-    assert [value for _, value in by_step["learning_rate_by_step"]] == pytest.approx([0.01] * 3 + [0.001] * 3)
+    assert [value for _, value in by_step["learning_rate_by_step"]] == pytest.approx([0.01] * 2 + [0.001] * 2)
 
     (image,) = board.Images("confusion")
     picture = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
@@ -320,7 +294,7 @@ def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(
     assert metrics == {f"{name}/{branch}" for name in ("best", "last") for branch in BRANCHES} <= series.keys()
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        interrupt_at(patch, "dgl_step", 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        interrupt_at(patch, "dgl_step", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
         run_here(main_dgl, *command, "--ckpt_path", parts)
     run_here(main_dgl, *command, "--resume", "--ckpt_path", parts)
     resumed = series_of(board_of(tmp_path / "boards" / "parts"))
@@ -329,20 +303,22 @@ def test_tensorboard_holds_every_series_and_resumes_without_gap_or_double(
     assert series_of(board_of(tmp_path / "boards" / "parts" / "steps")) == by_step
 
 
-def test_a_killed_runs_steps_are_replaced(tmp_path):
+def test_the_steps_of_an_epoch_that_is_done_again_are_replaced(tmp_path):
     """What was written after the last checkpoint is done again, and may come out otherwise on a GPU."""
     row = random_row(0, 0.1) | {"gradient_fusion": 1.0}
     for first, values in ((0, range(5)), (3, (30, 40))):
-        board = Board(tmp_path, {"alpha": 2.0}, [row], first)
-        for number, value in enumerate(values, start=first):
-            board.add_step(number, {"loss": value})
+        board = Board(tmp_path, {"alpha": 2.0}, [], first)
+        board.add_epoch(row, [{"loss": value} for value in values])
         board.close()
-    assert series_of(board_of(tmp_path / "steps")) == {"loss_by_step/fused": list(enumerate([0, 1, 2, 30, 40]))}
+    by_step = series_of(board_of(tmp_path / "steps"))
+    assert by_step["loss_by_step/fused"] == list(enumerate([0, 1, 2, 30, 40]))
     assert series_of(board_of(tmp_path))["gradient/fusion"] == [(0, 1.0)]
 
 
-def test_without_tensorboard_no_gradient_is_measured(trained):
-    row = json.loads((trained[0] / "log.jsonl").read_text().splitlines()[0])
-    assert not any(name.startswith("gradient") for name in row) and 0 <= row["train_fused"] <= 1
+def test_the_log_tells_how_often_gradients_were_clipped(trained):
+    rows = [json.loads(line) for line in (trained[0] / "log.jsonl").read_text().splitlines()]
+    assert all(0 <= row["clipped"] <= 1 and row["gradient_norm"] > 0 for row in rows)
+    assert all(row["clipped"] > 0 for row in rows if row["gradient_norm"] > CLIP_NORM)
+    assert f"clipped {rows[0]['clipped']:4.0%}" in trained[1]
     for name in ("curves.png", "confusion.png"):
         assert cv2.imread(str(trained[0] / name)).std() > 5

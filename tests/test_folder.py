@@ -1,6 +1,7 @@
-"""A run's folder follows its settings: an edit begins a run of its own, the same again goes on."""
+"""A run's folder follows its settings: an edit starts a run of its own, the same again resumes."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,21 +9,37 @@ import torch
 
 import main_dgl
 from dataset import cache
-from tests.conftest import SMALL, data_flags, run_here
+from engine.folder import dataset_name, folder_of
+from tests.conftest import ROOT, SMALL, data_flags, run_here, settings_of
 from tests.torture import assert_same_run
-from utils.results import settings
+from utils.config import TRAINING
 
-BASE = "ckpt/cremad/dgl-alpha4-seed0"
+FLAGS = [*SMALL, "--batch_size", 6, "--num_workers", 0, "--epochs", 1]
+
+
+def name_of(few, method="dgl-alpha4-seed0", *others):
+    """Return the name below ckpt/ of a run on the few clips, whose other settings differ from CREMA-D's defaults."""
+    settings = settings_of(*data_flags(few))
+    rest = {"batch_size": "6", "image_size": "32", "learning_rate": "0.001"} | dict(others)
+    text = "".join(f"-{name}{value}" for name, value in sorted(rest.items()) if value)
+    return f"{dataset_name(settings)}/{method}{text}"
 
 
 @pytest.fixture
-def train(few, tmp_path, small, monkeypatch, capsys):
+def base(few, tmp_path, monkeypatch):
+    """The folder of a run with the flags of `train`."""
+    monkeypatch.chdir(tmp_path)
+    return f"ckpt/{name_of(few)}"
+
+
+@pytest.fixture
+def train(base, few, tmp_path, small, monkeypatch, capsys):
     """Train an epoch in an empty folder, with these flags more -> what it printed."""
     monkeypatch.chdir(tmp_path)
 
     def call(*flags):
         capsys.readouterr()
-        run_here(main_dgl, "--train", *data_flags(few), *SMALL, "--num_workers", 0, "--epochs", 1, *flags)
+        run_here(main_dgl, "--train", *data_flags(few), *FLAGS, *flags)
         return capsys.readouterr().out
 
     return call
@@ -32,76 +49,109 @@ def record(folder):
     return json.loads((folder / "run.json").read_text())
 
 
-def test_an_edit_has_a_folder_of_its_own(train, tmp_path):
-    assert BASE in train()
-    before = (tmp_path / BASE / "last.pth").read_bytes()
+def test_an_edit_has_a_folder_of_its_own(train, base, few, tmp_path):
+    assert base in train()
+    before = (tmp_path / base / "last.pth").read_bytes()
     train("--alpha", 0.5)
-    train("--learning_rate", 0.01)
-    train("--learning_rate", 0.01, "--fusion_method", "gated")
+    train("--learning_rate", 0.002)
+    train("--learning_rate", 0.002, "--fusion_method", "gated")
     train("--random_seed", 3, "--method", "joint")
-    names = {"", "-learning_rate0.01", "-fusion_methodgated-learning_rate0.01"}
-    names = {f"dgl-alpha4-seed0{name}" for name in names} | {"dgl-alpha0.5-seed0", "joint-seed3"}
-    assert {path.name for path in (tmp_path / "ckpt" / "cremad").iterdir()} == names
-    assert (tmp_path / BASE / "last.pth").read_bytes() == before
+    names = {
+        name_of(few),
+        name_of(few, "dgl-alpha0.5-seed0"),
+        name_of(few, "dgl-alpha4-seed0", ("learning_rate", None)),
+        name_of(few, "dgl-alpha4-seed0", ("learning_rate", None), ("fusion_method", "gated")),
+        name_of(few, "joint-seed3"),
+    }
+    assert {path.parent.relative_to(tmp_path / "ckpt").as_posix() for path in tmp_path.rglob("best.pth")} == names
+    assert (tmp_path / base / "last.pth").read_bytes() == before
 
 
-def test_the_same_again_is_left_alone_or_goes_on(train, tmp_path):
+def test_the_name_does_not_depend_on_what_is_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = settings_of("--dataset", "CREMAD", "--learning_rate", 0.002)
+    assert folder_of(settings) == "ckpt/cremad/dgl-alpha4-seed0"
+    (tmp_path / "ckpt" / "cremad" / "dgl-alpha4-seed0").mkdir(parents=True)
+    (tmp_path / "ckpt" / "cremad" / "dgl-alpha4-seed0" / "run.json").write_text(
+        '{"settings": {"fusion_method": "sum"}}'
+    )
+    assert folder_of(settings) == "ckpt/cremad/dgl-alpha4-seed0"
+    assert folder_of(settings_of("--epochs", 3, "--num_workers", 2, "--learning_rate", 0.002)) == folder_of(settings)
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("cramed_dgl.sh", "cremad/dgl-alpha4-seed0"),
+        ("ks_dgl.sh", "kineticsound/dgl-alpha3-seed0"),
+        ("vggsound_dgl.sh", "vggsound/dgl-alpha2-seed0"),
+        ("ave_dgl.sh", "ave/dgl-alpha4-seed0"),
+        ("kinect400_dgl.sh", "kinect400/dgl-alpha3-seed0"),
+        ("avmnist_dgl.sh", "avmnist/dgl-alpha4-seed0"),
+    ],
+)
+def test_a_datasets_script_has_the_shortest_name(script, name):
+    """The settings at its top are the dataset's defaults."""
+    text = (ROOT / script).read_text()
+    values = dict(re.findall(r"^(\w+)=\$\{\w+:-(\S+)\}", text, re.MULTILINE))
+    flags = [
+        word
+        for flag in ("alpha", "learning_rate", "lr_decay_step", "epochs", "batch_size")
+        for word in (f"--{flag}", values[flag])
+    ]
+    flags += re.search(r"^train_and_validate (.*) \"\$@\"$", text, re.MULTILINE)[1].split()
+    assert folder_of(settings_of(*flags, "--modality", "full", "--modulation", "Normal")) == f"ckpt/{name}"
+
+
+def test_the_same_again_is_left_alone_or_resumed(train, base, tmp_path):
     train()
-    before = (tmp_path / BASE / "last.pth").read_bytes()
-    assert "finished; --overwrite" in train() and (tmp_path / BASE / "last.pth").read_bytes() == before
+    before = (tmp_path / base / "last.pth").read_bytes()
+    assert "finished; --overwrite" in train() and (tmp_path / base / "last.pth").read_bytes() == before
     assert "resuming in epoch 1" in train("--epochs", 2)
-    assert len(record(tmp_path / BASE)["starts"]) == 2
-    assert not (tmp_path / BASE / ".lock").exists()
+    assert len(record(tmp_path / base)["starts"]) == 2
 
 
-def test_a_run_that_saved_nothing_is_told(train, tmp_path):
-    (tmp_path / BASE).mkdir(parents=True)
-    (tmp_path / BASE / "run.json").write_text("{}")  # as a run leaves it that is killed in its first epoch
-    assert f"{BASE}: a run was killed here before anything was saved" in train()
-    assert "killed" not in train("--epochs", 2)
-
-
-def test_a_finished_run_without_its_checkpoints_is_left_alone(train, tmp_path, capsys):
+def test_a_finished_run_without_its_checkpoints_is_left_alone(train, base, few, tmp_path, capsys):
     """As where last.pth, the largest file, was removed to save disk: nothing of the run is lost or written over."""
     train()
-    before = {path.name: path.read_bytes() for path in (tmp_path / BASE).iterdir() if path.name != "last.pth"}
-    (tmp_path / BASE / "last.pth").unlink()
-    output = train("--ckpt_path", BASE)
-    assert "finished" in output and "killed" not in output
-    train("--learning_rate", 0.01)
-    assert (tmp_path / f"{BASE}-learning_rate0.01" / "last.pth").exists()
-    for flags in (["--learning_rate", 0.01, "--ckpt_path", BASE], ["--epochs", 2], ["--epochs", 2, "--resume"]):
+    before = {path.name: path.read_bytes() for path in (tmp_path / base).iterdir() if path.name != "last.pth"}
+    (tmp_path / base / "last.pth").unlink()
+    output = train("--ckpt_path", base)
+    assert "finished" in output
+    for flags in (["--learning_rate", 0.01, "--ckpt_path", base], ["--epochs", 2], ["--epochs", 2, "--resume"]):
         with pytest.raises(SystemExit) as end:
-            train("--ckpt_path", BASE, *flags)
+            train("--ckpt_path", base, *flags)
         error = capsys.readouterr().err
-        assert end.value.code == 2 and flags[0] in error and BASE in error and "--overwrite" in error
-    assert {path.name: path.read_bytes() for path in (tmp_path / BASE).iterdir()} == before
-    (tmp_path / BASE / "run.json").unlink()
+        assert end.value.code == 2 and flags[0] in error and base in error and "--overwrite" in error
+    assert {path.name: path.read_bytes() for path in (tmp_path / base).iterdir()} == before
+    (tmp_path / base / "run.json").unlink()
     with pytest.raises(SystemExit):
-        train("--learning_rate", 0.01, "--ckpt_path", BASE)
+        train("--learning_rate", 0.01, "--ckpt_path", base)
     train("--epochs", 2, "--overwrite")
-    assert (tmp_path / BASE / "last.pth").exists()
+    assert (tmp_path / base / "last.pth").exists()
 
 
-def test_other_data_are_another_run(train, few, tmp_path):
+def test_other_data_are_another_run(train, base, few, tmp_path):
     train()
     shutil.copytree(few, tmp_path / "mine", symlinks=True)
     train("--split_path", tmp_path / "mine")
-    assert (tmp_path / f"{BASE}-splitmine" / "best.pth").exists()
+    runs = [path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("best.pth")]
+    (other,) = set(runs) - {base}
+    assert other.split("/")[1].startswith("cremad-") and "mine" in other.split("/")[1]
 
 
-def test_without_train_it_validates_the_run_of_its_settings(train, few, tmp_path, capsys):
+def test_without_train_it_validates_the_run_of_its_settings(train, base, few, tmp_path, capsys):
     train("--alpha", 2)
-    flags = [*data_flags(few), *SMALL, "--epochs", 1]
+    flags = [*data_flags(few), *FLAGS]
     run_here(main_dgl, *flags, "--alpha", 2)
-    assert "ckpt/cremad/dgl-alpha2-seed0/best.pth, epoch 0" in capsys.readouterr().out
+    assert f"ckpt/{name_of(few, 'dgl-alpha2-seed0')}/best.pth, epoch 0" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run_here(main_dgl, *flags)
     error = capsys.readouterr().err
-    assert f"{BASE}/best.pth" in error and "--train trains" in error and str(tmp_path) in error
+    assert f"{base}/best.pth" in error and "--train trains" in error and str(tmp_path) in error
 
 
-def test_a_typed_folder_refuses_before_it_decodes(train, tmp_path, capsys, monkeypatch):
+def test_a_typed_folder_with_another_run_is_rejected_before_decoding(train, tmp_path, capsys, monkeypatch):
     train("--ckpt_path", "mine")
     monkeypatch.setattr(cache, "prepare", None)  # calling it would raise
     monkeypatch.setattr("dataset.loader.prepare", None)
@@ -111,7 +161,7 @@ def test_a_typed_folder_refuses_before_it_decodes(train, tmp_path, capsys, monke
     assert end.value.code == 2 and "--alpha 5.0" in error and "4.0" in error and "--overwrite" in error
 
 
-def test_overwrite_begins_anew(train, tmp_path):
+def test_overwrite_starts_again(train, tmp_path):
     train("--ckpt_path", "mine", "--epochs", 2)
     train("--ckpt_path", "mine", "--alpha", 5, "--overwrite")
     assert record(tmp_path / "mine")["settings"]["alpha"] == 5 and len(record(tmp_path / "mine")["starts"]) == 1
@@ -122,11 +172,12 @@ def test_overwrite_begins_anew(train, tmp_path):
 def test_a_record_makes_the_run_again(train, few, tmp_path, capsys):
     """--config begins it elsewhere, --resume goes on with it where it is; what is typed wins."""
     train("--alpha", 2, "--fusion_method", "sum", "--learning_rate", 0.01)
-    folder = tmp_path / "ckpt" / "cremad" / "dgl-alpha2-seed0"
+    changed = ("fusion_method", "sum"), ("learning_rate", 0.01)
+    folder = tmp_path / "ckpt" / name_of(few, "dgl-alpha2-seed0", *changed)
     run_here(main_dgl, "--train", "--config", folder / "run.json", "--ckpt_path", "again")
     assert_same_run(folder, tmp_path / "again")
     run_here(main_dgl, "--train", "--config", folder / "run.json", "--alpha", 3)
-    other = record(tmp_path / "ckpt" / "cremad" / "dgl-alpha3-seed0")["settings"]
+    other = record(tmp_path / "ckpt" / name_of(few, "dgl-alpha3-seed0", *changed))["settings"]
     assert other["fusion_method"] == "sum" and other["alpha"] == 3
     run_here(main_dgl, "--train", "--resume", "--ckpt_path", "again", "--epochs", 2)
     assert len((tmp_path / "again" / "log.jsonl").read_text().splitlines()) == 2
@@ -138,14 +189,14 @@ def test_a_record_makes_the_run_again(train, few, tmp_path, capsys):
         assert end.value.code == 2 and "odd.json" in capsys.readouterr().err
 
 
-def test_the_record_says_what_made_the_run(train, few, tmp_path):
+def test_the_record_says_what_made_the_run(train, base, few, tmp_path):
     train()
-    found = record(tmp_path / BASE)
+    found = record(tmp_path / base)
     start = found["starts"][0]
     assert "--epochs 1" in start["command"] and start["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert start["processor"] and start["host"] and start["threads"] == torch.get_num_threads()
     assert found["data"]["train"]["clips"] == len((few / "train.csv").read_text().splitlines())
-    assert found["settings"].keys() == vars(settings.training_parser().parse_args([])).keys() & found["settings"].keys()
+    assert found["settings"].keys() <= TRAINING.keys()
 
 
 def test_other_lists_are_refused_before_decoding(train, few, tmp_path, capsys, monkeypatch):
@@ -157,4 +208,4 @@ def test_other_lists_are_refused_before_decoding(train, few, tmp_path, capsys, m
     monkeypatch.setattr("dataset.loader.prepare", None)
     with pytest.raises(SystemExit) as end:
         train(*flags, "--epochs", 2)
-    assert end.value.code == 2 and "other training clips" in capsys.readouterr().err
+    assert end.value.code == 2 and "trained on other clips" in capsys.readouterr().err

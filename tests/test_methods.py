@@ -1,56 +1,58 @@
-"""The rules beside DGL: their gradients against the equations, and which loss reaches which module."""
+"""Check the gradients of joint training, OGM and the ablations against the equations, and how flags name methods."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from engine.settings import complete
 from main_dgl import DGL
 from methods import build_method, resolve
 from methods.ablations import Ablation
 from tests.conftest import method_of, settings_of
-from tests.rules import small_model
+from tests.rules import small_model, whole_step
 from tests.test_dgl_step import ALPHA, FORMULAS, assert_equal_gradients, batch, features
 from tests.test_dgl_step import build as build_whole
-from utils.results.settings import as_of_today
 
 
 def build(fusion_method):
     return small_model(fusion_method).double().train()
 
 
-def written_out(model, fusion_method, spectrogram, frames, label):
-    """The multimodal and the unimodal loss by the formulas, in one graph, and each modality's logits."""
+def written_out(model, fusion_method, inputs, label):
+    """Return the multimodal and the unimodal loss by the formulas, in one graph, and each modality's logits."""
     fused, audio_alone, video_alone = FORMULAS[fusion_method]
     weights = dict(model.fusion_module.named_parameters())
-    a, v = features(model, spectrogram, frames)
+    a, v = features(model, inputs)
     logits_a, logits_v = audio_alone(weights, a), video_alone(weights, v)
     unimodal = F.cross_entropy(logits_a, label) + F.cross_entropy(logits_v, label)
     return F.cross_entropy(fused(weights, a, v), label), unimodal, logits_a, logits_v
 
 
 def split_parameters(model):
-    """Names and parameters of (encoders, fusion)."""
+    """Return names and parameters of (encoders, fusion)."""
     named = list(model.named_parameters())
     encoders = [(name, p) for name, p in named if not name.startswith("fusion_module")]
     return encoders, [(name, p) for name, p in named if name.startswith("fusion_module")]
 
 
 def gradients(loss, named):
-    """d(loss) of named parameters, None of those that it does not reach."""
+    """Return d(loss) of named parameters, None for those that the loss does not reach."""
     return torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
 
 
 @pytest.mark.parametrize("fusion_method", ["concat", "gated"])
 def test_joint_gradients(fusion_method):
     model, clips = build(fusion_method), batch()
-    losses = method_of(model, "--method", "joint").step(model, *clips)
-    multimodal, unimodal, logits_a, _ = written_out(model, fusion_method, *clips)
+    outputs = method_of(model, "--method", "joint").step(model, *clips)
+    multimodal, unimodal, logits_a, logits_v = written_out(model, fusion_method, *clips)
     assert_equal_gradients(
         model.named_parameters(), torch.autograd.grad(multimodal, list(model.parameters()), retain_graph=True)
     )
-    torch.testing.assert_close(losses[0], multimodal.detach())
-    torch.testing.assert_close(losses[1], F.cross_entropy(logits_a, clips[2]).detach())
-    torch.testing.assert_close(losses[1] + losses[2], unimodal.detach())
+    torch.testing.assert_close(outputs["fused"].loss, multimodal)
+    torch.testing.assert_close(outputs["audio"].logits, logits_a)
+    torch.testing.assert_close(outputs["audio"].loss, F.cross_entropy(logits_a, clips[1]))
+    torch.testing.assert_close(outputs["visual"].logits, logits_v)
+    torch.testing.assert_close(outputs["audio"].loss + outputs["visual"].loss, unimodal)
 
 
 @pytest.mark.parametrize("fusion_method", ["concat", "gated"])
@@ -70,16 +72,16 @@ def test_which_loss_reaches_which_module(fusion_method, mgt, ugt):
 
 
 def test_ablation_of_nothing_is_dgl():
-    models, args = [build("gated"), build("gated")], settings_of("--alpha", ALPHA)
-    rules = DGL(args, models[0]), Ablation(args, models[1])
-    losses = [rule.step(model, *batch()) for rule, model in zip(rules, models, strict=True)]
-    torch.testing.assert_close(*losses)
+    models, settings = [build("gated"), build("gated")], settings_of("--alpha", ALPHA)
+    methods = DGL(settings, models[0]), Ablation(settings, models[1])
+    outputs = [method.step(model, *batch()) for method, model in zip(methods, models, strict=True)]
+    torch.testing.assert_close(*outputs)
     for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def own_probabilities(model, fusion_method, clips):
-    """Each modality's softmax probabilities (B, C) of its own logits, as Peng et al. 2022, eq. 8 takes them."""
+    """Return each modality's softmax probabilities (B, C) of its own logits, as in Peng et al. 2022, eq. 8."""
     _, _, logits_a, logits_v = written_out(model, fusion_method, *clips)
     if fusion_method == "concat":  # W_a a + b / 2
         logits_a, logits_v = (logits - model.fusion_module.fc_out.bias / 2 for logits in (logits_a, logits_v))
@@ -96,11 +98,11 @@ def test_ogm_slows_the_leading_encoder_alone(fusion_method, leader, other):
                 layer.bias.normal_()  # so that it matters how a shared bias is counted
     probabilities = own_probabilities(model, fusion_method, clips)
     label = (probabilities[leader] - probabilities[other]).argmax(dim=1)  # labels at which this modality leads
-    clips = *clips[:2], label
+    clips = clips[0], label
     score = {name: sum(rows[i, k] for i, k in enumerate(label)) for name, rows in probabilities.items()}
     rho = (score[leader] / score[other]).detach()
     assert rho > 1
-    method_of(model, "--method", "ogm", "--ogm_alpha", 0.6).step(model, *clips)
+    whole_step(model, method_of(model, "--method", "ogm", "--ogm_alpha", 0.6), *clips)
     named = list(model.named_parameters())
     expected = [
         gradient * (1 - torch.tanh(0.6 * rho)) if name.startswith(leader) and p.dim() == 4 else gradient
@@ -114,8 +116,8 @@ def test_ogm_slows_the_leading_encoder_alone(fusion_method, leader, other):
 def test_ge_noise_has_the_gradients_own_deviation():
     clips, noisy, quiet = batch(), build_whole("concat"), build_whole("concat")
     torch.manual_seed(5)
-    method_of(noisy, "--method", "ogm_ge", "--ogm_alpha", 0.6).step(noisy, *clips)
-    method_of(quiet, "--method", "ogm", "--ogm_alpha", 0.6).step(quiet, *clips)
+    whole_step(noisy, method_of(noisy, "--method", "ogm_ge", "--ogm_alpha", 0.6), *clips)
+    whole_step(quiet, method_of(quiet, "--method", "ogm", "--ogm_alpha", 0.6), *clips)
     plain = gradients(written_out(quiet, "concat", *clips)[0], list(quiet.named_parameters()))
     noises = []
     for (name, p), (_, q), gradient in zip(noisy.named_parameters(), quiet.named_parameters(), plain, strict=True):
@@ -135,10 +137,10 @@ def test_modulation_window():
     flags = ["--method", "ogm", "--modulation_starts", 2, "--modulation_ends", 4]
     method, model, clips = method_of(build("concat"), *flags), build("concat"), batch()
     plain, norms = method_of(model, "--method", "joint"), []
-    for rule, epochs in ((plain, [0]), (method, range(6))):
-        for rule.epoch in epochs:
+    for each, epochs in ((plain, [0]), (method, range(6))):
+        for each.epoch in epochs:
             model.zero_grad()
-            rule.step(model, *clips)
+            whole_step(model, each, *clips)
             norms.append([p.grad.norm() for p in model.parameters()])
     assert [of_epoch != norms[0] for of_epoch in norms[1:]] == [False, False, True, True, True, False]
 
@@ -158,15 +160,15 @@ def test_modulation_window():
     ],
 )
 def test_flags_choose_the_method(flags, name):
-    args = settings_of(*flags)
-    assert args.method == name and args.modality == (name if name in ("audio", "visual") else "full")
-    model = small_model(modality=args.modality)
-    assert type(build_method(args, model)).__name__.lower() in (
+    settings = settings_of(*flags)
+    assert settings.method == name and settings.modality == (name if name in ("audio", "visual") else "full")
+    model = small_model(modality=settings.modality)
+    assert type(build_method(settings, model)).__name__.lower() in (
         name.replace("_", "").replace("+", ""),
         "unimodal",
         name,
     )
-    assert resolve(vars(args)) == vars(args)  # as a checkpoint records them
+    assert resolve(vars(settings)) == vars(settings)  # as a checkpoint records them
 
 
 def test_a_method_has_its_own_flags_alone():
@@ -175,8 +177,8 @@ def test_a_method_has_its_own_flags_alone():
     assert not joint.keys() & {"alpha", "ogm_alpha", "modulation", "no_mgt"}
 
 
-def test_settings_of_an_older_run_are_those_of_today():
-    """What was not recorded counts as its default, and names of today stand for those of before."""
+def test_settings_of_an_older_run_are_completed():
+    """Check that a missing setting counts as its default, and that earlier flags name the method."""
     recorded = {"method": "joint", "modulation": "OGM_GE", "modality": "full", "no_mgt": False, "ogm_alpha": 0.4}
-    today = as_of_today(recorded | {"alpha": 4.0})
-    assert today == vars(settings_of("--method", "ogm_ge", "--ogm_alpha", 0.4))
+    completed = complete(recorded | {"alpha": 4.0})
+    assert vars(completed) == vars(settings_of("--method", "ogm_ge", "--ogm_alpha", 0.4))

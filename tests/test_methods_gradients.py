@@ -1,4 +1,4 @@
-"""Gradients of the rules beside DGL, joint training and OGM against their equations, written out here."""
+"""Check the gradients of the other methods against their equations, which are written out here."""
 
 import math
 from functools import partial, reduce
@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods import gblend
+from methods import gblend, statistics
 from tests.rules import (
     alone,
     assert_gradients,
@@ -20,30 +20,31 @@ from tests.rules import (
     own,
     rule,
     small_model,
+    whole_step,
 )
 from tests.test_dgl_step import CLASSES, batch, features
-from utils.training import statistics
 
 CPU = torch.device("cpu")
 
 
 def joint_gradients(model, clips, fusion="concat"):
-    a, v = features(model, *clips[:2])
-    return gradients(model, F.cross_entropy(fused(model, a, v, fusion), clips[2]))
+    inputs, label = clips
+    return gradients(model, F.cross_entropy(fused(model, *features(model, inputs), fusion), label))
 
 
 @pytest.mark.parametrize("fusion", ["concat", "gated"])
 @pytest.mark.parametrize(("name", "weights"), [("joint_uni", (1, 1, 1)), ("gblend", (0.2, 0.5, 0.3))])
 def test_weighted_losses_with_own_heads(name, weights, fusion):
     model, method = rule(name, fusion=fusion)
-    clips = *_, label = batch()
-    losses = method.step(model, *clips)
-    a, v = features(model, *clips[:2])
+    inputs, label = batch()
+    outputs = method.step(model, inputs, label)
+    a, v = features(model, inputs)
     apart = [F.cross_entropy(logits, label) for logits in (fused(model, a, v, fusion), *own(model, a, v))]
     parts = [gradients(model, loss) for loss in apart]
     expected = {name: sum(w * part[name] for w, part in zip(weights, parts, strict=True)) for name in parts[0]}
     assert_gradients(model, expected)
-    torch.testing.assert_close(torch.stack(losses), torch.stack(apart).detach())
+    assert list(outputs) == ["fused", "audio", "visual"]
+    torch.testing.assert_close([output.loss for output in outputs.values()], apart)
     wrong = (own(model, a, v)[0].softmax(1) - F.one_hot(label, CLASSES)).detach()
     head = model.fusion_module.audio_head.weight
     torch.testing.assert_close(head.grad, weights[1] * wrong.T @ a.detach() / len(label))
@@ -61,14 +62,14 @@ def test_weights_1_0_0_are_joint_training_to_the_bit():
 
 
 def test_blending_weights():
-    """O .5, 1, .3 and G .5, .5, .2: weights .42353, .10588, .47059; in other units they are the same."""
+    """Check O .5, 1, .3 and G .5, .5, .2: weights .42353, .10588, .47059; in other units they are the same."""
     for scale in (1, 7):
         found = {}
         for method, o, g in (("joint", 0.5, 0.5), ("audio", 1, 0.5), ("visual", 0.3, 0.2)):
             end = 2 - g
             found[method] = (2 * scale, 2 * scale), ((end - o) * scale, end * scale)
         assert gblend.blended(found) == pytest.approx([0.42353, 0.10588, 0.47059], abs=1e-5)
-    worse = {method: ((1, 1), (0.5, 2)) for method in gblend.RUNS}
+    worse = {method: ((1, 1), (0.5, 2)) for method in ("joint", "audio", "visual")}
     assert gblend.blended(worse) == [1 / 3] * 3
     assert gblend.blended(worse | {"audio": ((1, 1), (0.5, 0.5))}) == [0, 1, 0]
 
@@ -81,7 +82,7 @@ def encoder_of(gradients, net):
 @pytest.mark.parametrize("conflict", [False, True])
 def test_mmpareto(conflict, rescale):
     model, method = rule("mmpareto", "--mmpareto_gamma", 1.3, "--mmpareto_rescale", rescale)
-    clips, joint = batch(), model.fusion_module.joint.fc_out.weight
+    (inputs, label), joint = batch(), model.fusion_module.joint.fc_out.weight
     with torch.no_grad():  # heads alike or opposite: gradients agree, or are in conflict
         for head, part in (
             (model.fusion_module.audio_head, joint[:, :512]),
@@ -89,9 +90,9 @@ def test_mmpareto(conflict, rescale):
         ):
             head.weight.copy_(-0.5 * part if conflict else part)
             head.bias.zero_()
-    method.step(model, *clips)
-    a, v = features(model, *clips[:2])
-    l_m, l_a, l_v = (F.cross_entropy(each, clips[2]) for each in (fused(model, a, v), *own(model, a, v)))
+    method.step(model, inputs, label)
+    a, v = features(model, inputs)
+    l_m, l_a, l_v = (F.cross_entropy(each, label) for each in (fused(model, a, v), *own(model, a, v)))
     expected = gradients(model, l_m + l_a + l_v)  # of the heads
     for net, loss in (("audio_net", l_a), ("visual_net", l_v)):
         of_m, of_u = (gradients(model, each) for each in (l_m, loss))
@@ -125,17 +126,18 @@ def test_mmpareto_in_numbers():
 @pytest.mark.parametrize("fusion", ["concat", "gated"])
 def test_umt(fusion):
     model, method = rule("umt", "--umt_lambda", 10, fusion=fusion)
-    clips = batch()
-    method.step(model, *clips)
-    a, v = features(model, *clips[:2])
-    hears, sees = method.teachers
+    inputs, label = batch()
+    method.step(model, inputs, label)
+    a, v = features(model, inputs)
     with torch.no_grad():
-        a_t, v_t = hears.encode_audio(clips[0]), sees.encode_video(clips[1])
+        a_t, v_t = (teacher.encode(name, inputs[name]) for name, teacher in method.teachers.items())
     border = {"a": 10 * 2 * (a - a_t) / (512 * 4), "v": 10 * 2 * (v - v_t) / (512 * 4)}
-    loss = F.cross_entropy(fused(model, a, v, fusion), clips[2])
+    loss = F.cross_entropy(fused(model, a, v, fusion), label)
     expected = gradients(model, (loss, a, v), (None, border["a"].detach(), border["v"].detach()))
     assert_gradients(model, expected)
-    assert all(p.grad is None and not teacher.training for teacher in method.teachers for p in teacher.parameters())
+    assert all(
+        p.grad is None and not teacher.training for teacher in method.teachers.values() for p in teacher.parameters()
+    )
     assert not any("teacher" in name for name in model.state_dict())
 
 
@@ -144,7 +146,7 @@ def test_umt_that_is_joint_training(way):
     model, method = rule("umt", "--umt_lambda", 0 if way == "lambda 0" else 10)
     if way != "lambda 0":
         model.eval()  # as the teachers are
-        for teacher in method.teachers:
+        for teacher in method.teachers.values():
             own = {name: value for name, value in model.state_dict().items() if name in teacher.state_dict()}
             teacher.double().load_state_dict(own | {n: v for n, v in teacher.state_dict().items() if "fusion" in n})
     method.step(model, *batch())
@@ -152,7 +154,7 @@ def test_umt_that_is_joint_training(way):
 
 
 def shifted(model, by):
-    """Every encoder weight moved."""
+    """Move every encoder weight."""
     with torch.no_grad():
         for net in (model.audio_net, model.visual_net):
             for parameter in net.parameters():
@@ -164,20 +166,19 @@ def shifted(model, by):
 )
 def test_inforeg_regulates_who_leads(leader, fusion):
     model, method = rule("inforeg", fusion=fusion)
-    clips = batch()
-    method.step(model, *clips)
-    assert_gradients(model, joint_gradients(model, clips, fusion))  # w = w_start
+    inputs, label = batch()
+    whole_step(model, method, inputs, label)
+    assert_gradients(model, joint_gradients(model, (inputs, label), fusion))  # w = w_start
     model.zero_grad()
     shifted(model, 0.1)
     method.traces = [[1.0, 1.0], [1.05, 1.05]]
-    own_logits = dict(zip(("audio", "visual"), alone(model, *features(model, *clips[:2]), fusion), strict=True))
+    own_logits = dict(zip(("audio", "visual"), alone(model, *features(model, inputs), fusion), strict=True))
     other = {"audio": "visual", "visual": "audio"}[leader]
     label = labels_that_favour(own_logits[leader], own_logits[other])
-    clips = *clips[:2], label
     lead = likely(own_logits[leader], label).log().mean() - likely(own_logits[other], label).log().mean()
     assert lead > 0
-    method.step(model, *clips)
-    expected = joint_gradients(model, clips, fusion)
+    whole_step(model, method, inputs, label)
+    expected = joint_gradients(model, (inputs, label), fusion)
     for name in expected:
         if name.startswith(leader):
             expected[name] = expected[name] + 0.1 * math.exp(0.9 * math.tanh(lead.item()))
@@ -188,12 +189,12 @@ def test_inforeg_in_numbers(monkeypatch):
     model, method = rule("inforeg")
     for traces, inside in (([1.0, 1.05], True), ([1.0, 1.03], False), ([1.0], False)):
         method.traces = [[trace, trace] for trace in traces]
-        assert method.windows() == (inside, inside)
+        assert method.windows(model) == [inside, inside]
     method.traces = [[1.0, 1.0], [1.05, 1.05]]
     shifted(model, 0.1)
     scores = iter((torch.tensor(-0.2), torch.tensor(-0.7)))  # Delta_a 0.5
-    monkeypatch.setattr("methods.inforeg.batch_mean", lambda *_: next(scores))
-    method.step(model, *batch())
+    monkeypatch.setattr("methods.inforeg.batch_mean", lambda _: next(scores))
+    whole_step(model, method, *batch())
     expected = joint_gradients(model, batch())
     for name in expected:
         if name.startswith("audio"):
@@ -206,26 +207,26 @@ def test_inforeg_takes_the_epochs_mean_of_squared_gradients():
     squares = []
     for seed in range(3):
         model.zero_grad()
-        method.step(model, *batch(4 + seed))
+        whole_step(model, method, *batch(4 + seed))
         squares.append(
             [sum(p.grad.square().sum() for p in net.parameters()) for net in (model.audio_net, model.visual_net)]
         )
     method.begin_epoch(1, model, {}, CPU)
     assert method.traces[0] == pytest.approx(torch.tensor(squares).mean(dim=0).tolist())
-    assert method.steps == 0 and not method.sums.any()
+    assert method.batches == 0 and not method.sums.any()
 
 
 def test_inforeg_with_unimodal_losses():
     model, method = rule("inforeg", "--inforeg_unimodal", 1)
-    clips = batch()
-    method.step(model, *clips)
-    a, v = features(model, *clips[:2])
-    losses = [F.cross_entropy(logits, clips[2]) for logits in (fused(model, a, v), *own(model, a, v))]
+    inputs, label = batch()
+    whole_step(model, method, inputs, label)
+    a, v = features(model, inputs)
+    losses = [F.cross_entropy(logits, label) for logits in (fused(model, a, v), *own(model, a, v))]
     assert_gradients(model, gradients(model, sum(losses)))
 
 
 def evaluating(net):
-    """The small encoder in evaluation, with its running statistics of now, as a function."""
+    """Return the small encoder in evaluation, with its current running statistics, as a function."""
     layers = [
         partial(F.batch_norm, running_mean=layer.running_mean.clone(), running_var=layer.running_var.clone(),
                 weight=layer.weight, bias=layer.bias) if isinstance(layer, torch.nn.BatchNorm2d) else layer
@@ -234,12 +235,12 @@ def evaluating(net):
     return lambda x: reduce(lambda value, layer: layer(value), layers, x)
 
 
-def shapley(model, clips, fusion, mask):
-    """T, A, V with graphs; the running statistics are those that the step left."""
+def subset_logits(model, inputs, fusion, mask):
+    """Return T, A, V with graphs; the running statistics are those that the step left."""
     evaluated = SimpleNamespace(audio_net=evaluating(model.audio_net), visual_net=evaluating(model.visual_net))
-    a_none, v_none = features(evaluated, torch.zeros_like(clips[0]), torch.zeros_like(clips[1]))
-    a_heard, v_seen = features(evaluated, *clips[:2])
-    a, v = features(model, *clips[:2])
+    a_none, v_none = features(evaluated, {name: torch.zeros_like(x) for name, x in inputs.items()})
+    a_heard, v_seen = features(evaluated, inputs)
+    a, v = features(model, inputs)
     if mask == "shared":
         a_heard, v_seen = a, v
     return fused(model, a, v, fusion), fused(model, a_heard, v_none, fusion), fused(model, a_none, v_seen, fusion)
@@ -250,17 +251,16 @@ def shapley(model, clips, fusion, mask):
 @pytest.mark.parametrize("leader", ["audio", "visual"])
 def test_agm(fusion, mask, leader):
     model, method = rule("agm", "--agm_alpha", 2, "--agm_mask", mask, fusion=fusion)
-    clips = batch()
+    inputs, label = batch()
     method.means, method.batches = torch.tensor([1.0, 1.1], dtype=torch.float64), 7
-    method.step(model, *clips)  # that running statistics are no longer those of the start
+    method.step(model, inputs, label)  # so that running statistics are no longer the initial ones
     model.zero_grad()
     method.means = torch.tensor([1.0, 1.1], dtype=torch.float64)
-    T, A, V = shapley(model, clips, fusion, mask)
+    T, A, V = subset_logits(model, inputs, fusion, mask)
     m = (T + A - V) / 2, (T - A + V) / 2
     label = labels_that_favour(*(m if leader == "audio" else m[::-1]))
-    clips = *clips[:2], label
-    losses = method.step(model, *clips)
-    T, A, V = shapley(model, clips, fusion, mask)
+    outputs = method.step(model, inputs, label)
+    T, A, V = subset_logits(model, inputs, fusion, mask)
     m = (T + A - V) / 2, (T - A + V) / 2
     torch.testing.assert_close(sum(m), T)
     s_a, s_v = (-likely(each, label).log().mean().item() for each in m)
@@ -270,7 +270,10 @@ def test_agm(fusion, mask, leader):
     g = (T.softmax(1) - F.one_hot(label, CLASSES)).detach() / len(label)
     weights = (kappa_a + kappa_v) / 2 * g, (kappa_a - kappa_v) / 2 * g, (kappa_v - kappa_a) / 2 * g
     assert_gradients(model, gradients(model, (T, A, V), weights))
-    torch.testing.assert_close(losses[1], F.cross_entropy(m[0], label).detach())
+    torch.testing.assert_close(outputs["fused"].logits, T)
+    for name, each in zip(("audio", "visual"), m, strict=True):
+        torch.testing.assert_close(outputs[name].logits, each)
+        torch.testing.assert_close(outputs[name].loss, F.cross_entropy(each, label))
     torch.testing.assert_close(method.means, torch.tensor([(8 * 1.0 + s_a) / 9, (8 * 1.1 + s_v) / 9]).double())
 
 
@@ -288,19 +291,19 @@ def test_agm_that_is_joint_training(mask, flags):
 def test_agm_in_numbers(monkeypatch):
     _, method = rule("agm", "--agm_alpha", 2)
     method.means, scores = torch.tensor([1.0, 1.1]), iter((torch.tensor(1.0), torch.tensor(1.2)))
-    monkeypatch.setattr("methods.agm.batch_mean", lambda *_: next(scores))
-    kappa = method.coefficients(None, (torch.zeros(1, 2),) * 2, torch.zeros(1, dtype=torch.int64))
+    monkeypatch.setattr("methods.agm.batch_mean", lambda _: next(scores))
+    kappa = method.coefficients((torch.zeros(1, 2),) * 2, torch.zeros(1, dtype=torch.int64))
     assert kappa.tolist() == pytest.approx([0.792579, 1.187931], abs=1e-5)
 
 
-def pmr_terms(model, method, clips):
-    """(features, log p, rho) by the equations."""
-    found = features(model, *clips[:2])
+def pmr_terms(model, method, inputs, label):
+    """Return features, log p and rho by the equations."""
+    found = features(model, inputs)
     log_p = []
-    for feature, centres in zip(found, method.prototypes, strict=True):
+    for feature, centres in zip(found, method.prototypes.values(), strict=True):
         distance = torch.stack([(feature - centre).square().sum(1).sqrt() for centre in centres], dim=1)
         log_p.append((-distance).log_softmax(1))
-    score = [sum(rows[i, k].exp() for i, k in enumerate(clips[2])).item() for rows in log_p]
+    score = [sum(rows[i, k].exp() for i, k in enumerate(label)).item() for rows in log_p]
     return found, log_p, score[0] / score[1]
 
 
@@ -311,21 +314,20 @@ def test_pmr(slower, way, fusion):
     flags = ["--pmr_rule", "code" if way == "code" else "paper", "--pmr_ends", 20]
     model, method = rule("pmr", "--pmr_alpha", 2, "--pmr_mu", 0.3, *flags, fusion=fusion)
     method.epoch = {"paper": 9, "without entropy": 10, "code": 0, "after its window": 21}[way]
-    clips = batch()
-    (a, v), log_p, _ = pmr_terms(model, method, clips)
-    method.prototypes = [
-        torch.lerp(feature.detach()[:1], centres, 0.5)
-        for feature, centres in zip((a, v), method.prototypes, strict=True)
-    ]
-    _, log_p, _ = pmr_terms(model, method, clips)
+    inputs, label = batch()
+    found, log_p, _ = pmr_terms(model, method, inputs, label)
+    method.prototypes = {
+        name: torch.lerp(feature.detach()[:1], centres, 0.5)
+        for feature, (name, centres) in zip(found, method.prototypes.items(), strict=True)
+    }
+    _, log_p, _ = pmr_terms(model, method, inputs, label)
     label = labels_that_favour(*(log_p[::-1] if slower == "audio" else log_p))
-    clips = *clips[:2], label
-    (a, v), log_p, rho = pmr_terms(model, method, clips)
+    (a, v), log_p, rho = pmr_terms(model, method, inputs, label)
     assert (rho < 1) == (slower == "audio")
     beta, gamma = min(max(1 / rho - 1, 0), 1), min(max(rho - 1, 0), 1)
     if way == "code":
         beta, gamma = float(rho < 1), float(rho > 1)
-    method.step(model, *clips)
+    method.step(model, inputs, label)
     loss = F.cross_entropy(fused(model, a, v, fusion), label)
     if way != "after its window":
         pce = [-sum(rows[i, k] for i, k in enumerate(label)) / len(label) for rows in log_p]
@@ -338,8 +340,12 @@ def test_pmr(slower, way, fusion):
 
 def test_pmr_in_numbers():
     model, method = rule("pmr")
-    for rho, expected in ((1.0, (0, 0)), (0.25, (1, 0)), (1.5, (0, 0.5)), (0.8, (0.25, 0))):
-        assert tuple(each.item() for each in method.helps(torch.tensor(rho))) == pytest.approx(expected)
+    for rho, expected in ((1.0, [0, 0]), (0.25, [1, 0]), (1.5, [0, 0.5]), (0.8, [0.25, 0])):
+        helps, holds = method.coefficients(torch.tensor([rho, 1.0]))
+        assert helps.tolist() == pytest.approx(expected) and holds.tolist() == pytest.approx(expected[::-1])
+    method.settings.pmr_rule = "code"
+    for rho, expected in ((1.0, [0, 1]), (0.25, [1, 0]), (1.5, [0, 1])):
+        assert method.coefficients(torch.tensor([rho, 1.0]))[0].tolist() == expected
     equal = method.log_probabilities(torch.zeros(1, 512), torch.eye(CLASSES, 512))
     torch.testing.assert_close(equal, torch.full((1, CLASSES), -math.log(CLASSES)))
     assert statistics.entropy(equal).item() == pytest.approx(math.log(CLASSES))
@@ -360,26 +366,26 @@ def test_pmr_that_is_joint_training():
 def test_pmr_prototypes_are_class_means_in_evaluation():
     model, method = rule("pmr", "--pmr_momentum", 0.25)
     method.prototypes = None
-    spectrogram, frames, _ = batch(12)
+    inputs, _ = batch(12)
     label = torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3, 4, 4, 4])
-    loaders = loaders_of(spectrogram, frames, label)
+    loaders = loaders_of(inputs, label)
     method.begin_epoch(0, model, loaders, CPU)
-    first = method.prototypes[0]
+    first = method.prototypes["audio"]
     model.eval()
-    a, v = (each.detach() for each in features(model, spectrogram, frames))
-    for centres, feature in zip(method.prototypes, (a, v), strict=True):
+    a, v = (each.detach() for each in features(model, inputs))
+    for centres, feature in zip(method.prototypes.values(), (a, v), strict=True):
         for k in (0, 1, 3, 4):
             torch.testing.assert_close(centres[k], feature[label == k].mean(0))
     assert method.present.tolist() == [True, True, False, True, True]
     shifted(model, 0.01)
     model.eval()
-    a, _ = features(model, spectrogram, frames)
+    a, _ = features(model, inputs)
     method.begin_epoch(1, model, loaders, CPU)
-    torch.testing.assert_close(method.prototypes[0][3], (0.25 * first[3] + 0.75 * a[label == 3].mean(0)).detach())
+    torch.testing.assert_close(method.prototypes["audio"][3], (0.25 * first[3] + 0.75 * a[label == 3].mean(0)).detach())
 
 
 def test_a_tenth_of_every_class():
-    clips = loaders_of(*batch()[:2], torch.tensor([0] * 230 + [1] * 50 + [2] * 3))["train"].dataset.clips
+    clips = loaders_of(batch()[0], torch.tensor([0] * 230 + [1] * 50 + [2] * 3))["train"].dataset.clips
     drawn = statistics.drawn_of_each_class(clips, 0.1, 10, seed=0)
     counts = torch.bincount(torch.tensor([clips[k].label for k in drawn]))
     assert counts.tolist() == [23, 10, 3] and drawn == sorted(set(drawn))
@@ -387,33 +393,29 @@ def test_a_tenth_of_every_class():
 
 
 def test_mla_alternates_and_projects():
-    """Two updates of a batch by hand, with plain steps of 0.1, from a projection that has seen something."""
+    """Compute both updates of a batch by hand, with plain steps of 0.1, from a projection other than the identity."""
     (model, method), (expected, _) = rule("mla"), rule("mla")
     expected.load_state_dict(model.state_dict())
     torch.manual_seed(3)
     seen = torch.rand(512, dtype=torch.float64)
     P = torch.eye(512, dtype=torch.float64) - torch.outer(seen, seen) / (0.1 + seen @ seen)
     method.projection, method.batch, method.batches = P.clone(), 3, 6
-    clips = *_, label = batch()
+    inputs, label = batch()
     taken = []
-
-    def finish():
-        taken.append(
-            [p.grad is None for p in (next(model.audio_net.parameters()), next(model.visual_net.parameters()))]
-        )
+    for outputs in method.steps(model, inputs, label):
+        learning = [name for name in model.modalities if next(model.encoder(name).parameters()).grad is not None]
+        taken.append((learning, list(outputs)))
         with torch.no_grad():
             for p in model.parameters():
                 if p.grad is not None:
                     p -= 0.1 * p.grad
                     p.grad = None
-
-    losses = method.update(model, *clips, finish)
-    assert taken == [[False, True], [True, False]]
+    assert taken == [(["audio"], ["audio"]), (["visual"], ["fused", "audio", "visual"])]
     head = expected.fusion_module.head
     for k, net in enumerate((expected.audio_net, expected.visual_net)):
-        feature = features(expected, *clips[:2])[k]
+        feature = features(expected, inputs)[k]
         loss = F.cross_entropy(feature @ head.weight.T + head.bias, label)
-        torch.testing.assert_close(losses[1 + k], loss.detach())
+        torch.testing.assert_close(outputs[model.modalities[k]].loss, loss)
         parameters = [*net.parameters(), head.weight, head.bias]
         steps = list(torch.autograd.grad(loss, parameters))
         steps[-2] = steps[-2] @ P
@@ -429,26 +431,24 @@ def test_mla_alternates_and_projects():
 
 def test_mla_without_projection_is_plain_alternation():
     model, method = rule("mla", "--mla_projection", "off")
-    clips, found = batch(), []
-    a, v = features(model, *clips[:2])
+    inputs, label = batch()
+    a, v = features(model, inputs)
     logits = [F.linear(each, model.fusion_module.head.weight, model.fusion_module.head.bias) for each in (a, v)]
-    expected = [gradients(model, F.cross_entropy(each, clips[2])) for each in logits]
-
-    def finish():
-        assert_gradients(model, expected[len(found)])
-        found.append(None)
+    expected = [gradients(model, F.cross_entropy(each, label)) for each in logits]
+    for outputs in method.steps(model, inputs, label):
+        assert_gradients(model, expected.pop(0))
+        assert outputs["audio"].logits.shape == (len(label), CLASSES)
         model.zero_grad()
-
-    losses = method.update(model, *clips, finish)
+    assert not expected
     weights = torch.stack([-(each.softmax(1) * each.log_softmax(1)).sum(1) for each in logits]).neg().softmax(0)
     both = weights[0].unsqueeze(1) * logits[0] + weights[1].unsqueeze(1) * logits[1]
-    torch.testing.assert_close(losses[0], F.cross_entropy(both, clips[2]).detach())
-    torch.testing.assert_close(model.fusion_module.fuse(a, v), both)
+    torch.testing.assert_close(outputs["fused"].loss, F.cross_entropy(both, label))
+    torch.testing.assert_close(model.fusion_module.fuse({"audio": a, "visual": v}), both)
     assert torch.equal(method.projection, torch.eye(512))
 
 
 def test_mla_in_numbers():
-    """The projection is (I + sum of r r^T / alpha)^-1; certain logits count for more."""
+    """Check that the projection is (I + sum of r r^T / alpha)^-1, and that certain logits count for more."""
     model, method = rule("mla")
     method.projection, method.batches = torch.eye(512, dtype=torch.float64), math.inf  # alpha is 0.1
     weight, inverse = model.fusion_module.head.weight, torch.eye(512, dtype=torch.float64)
@@ -477,17 +477,16 @@ def js_code(p, q):
 def test_lfm(flags, epoch, weight):
     model, method = rule("lfm", *flags)
     method.epoch = epoch
-    clips = *_, label = batch()
-    losses = method.step(model, *clips)
-    o_a, o_v = own(model, *features(model, *clips[:2]))
+    inputs, label = batch()
+    outputs = method.step(model, inputs, label)
+    o_a, o_v = own(model, *features(model, inputs))
     loss = F.cross_entropy(0.5 * o_a + 0.5 * o_v, label)
     assert method.weight() == pytest.approx(weight, abs=1e-5)
     weight = method.weight()
     assert_gradients(model, gradients(model, (1 - weight) * loss + weight * js_code(o_a.softmax(1), o_v.softmax(1))))
-    torch.testing.assert_close(losses[0], loss.detach())
-    assert torch.equal(
-        model.eval().fusion_module.fuse(*features(model, *clips[:2])), sum(own(model, *features(model, *clips[:2]))) / 2
-    )
+    torch.testing.assert_close(outputs["fused"].loss, loss)
+    a, v = features(model.eval(), inputs)
+    assert torch.equal(model.fusion_module.fuse({"audio": a, "visual": v}), sum(own(model, a, v)) / 2)
 
 
 def test_lfm_in_numbers():
@@ -526,7 +525,7 @@ def test_relearning_goes_back_by_the_gap_in_purity(monkeypatch):
                 value, ((1 - alpha) * before[name] + alpha * start[name]).to(value), rtol=1e-6, atol=1e-6
             )
             assert alpha or torch.equal(value, before[name])
-    method.strengths = [1.0, 1.0]
+    method.strengths = {"audio": 1.0, "visual": 1.0}
     method.relearn(model)
     assert all(torch.equal(p, start[name]) for name, p in model.named_parameters() if "net" in name)
 
@@ -546,12 +545,11 @@ def test_purity_in_numbers():
 
 def test_features_in_evaluation_in_the_order_of_the_numbers():
     model = small_model().double().train()
-    spectrogram, frames, label = batch(7)
-    dataset = loaders_of(spectrogram, frames, label)["train"].dataset
-    a, v, labels = statistics.features_of(model, dataset, 2, CPU, [6, 1, 3])
+    inputs, label = batch(7)
+    dataset = loaders_of(inputs, label)["train"].dataset
+    found, labels = statistics.features_of(model, dataset, 2, CPU, [6, 1, 3])
     assert not model.training
-    expected = features(model, spectrogram, frames)
     order = [1, 3, 6]
-    assert torch.equal(labels, label[order])
-    torch.testing.assert_close(a, expected[0][order].detach())
-    torch.testing.assert_close(v, expected[1][order].detach())
+    assert torch.equal(labels, label[order]) and list(found) == ["audio", "visual"]
+    for feature, expected in zip(found.values(), features(model, inputs), strict=True):
+        torch.testing.assert_close(feature, expected[order].detach())

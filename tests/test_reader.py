@@ -83,9 +83,9 @@ def test_pictures_are_augmented_as_by_torchvision(corpus, sides):
 def test_evaluation_frames_equal_pil(corpus):
     dataset = build_dataset(settings(corpus, image_size=100), "test")
     for i in range(3):
-        clip = dataset.clips[i]
-        spectrogram, frames, label = dataset[i]
-        assert spectrogram.shape == (257, 188) and frames.shape == (3, 1, 100, 100)
+        clip, (inputs, label) = dataset.clips[i], dataset[i]
+        frames = inputs["visual"]
+        assert inputs["audio"].shape == (1, 257, 188) and frames.shape == (3, 1, 100, 100)
         assert label == dataset.classes.index(clip.id.split("_")[2])
         image = Image.open(os.path.join(clip.folder, clip.frames[len(clip.frames) // 2])).convert("RGB")
         image = image.resize((100, 100), Image.BILINEAR)
@@ -95,7 +95,8 @@ def test_evaluation_frames_equal_pil(corpus):
 
 def test_evaluation_is_deterministic_and_evenly_spaced(corpus):
     dataset = build_dataset(settings(corpus, num_frame=2), "test")
-    assert all(torch.equal(a, b) for a, b in zip(dataset[0][:2], dataset[0][:2], strict=True))
+    (first, _), (second, _) = dataset[0], dataset[0]
+    assert list(first) == ["audio", "visual"] and all(torch.equal(first[name], second[name]) for name in first)
 
     def chosen(num_frame, available):
         clip = Clip("", "", "", tuple(range(available)), 0)
@@ -120,12 +121,13 @@ def test_training_frames_are_drawn_in_order_of_time(corpus):
 
 def read_epochs(root, **changes):
     """All batches of two epochs, shuffled and augmented, with the global generator disturbed in between."""
-    loader = build_loader(settings(root, **changes), "train", torch.device("cpu"))
+    loader = build_loader(settings(root, batch_size=6, **changes), "train", torch.device("cpu"))
     batches = []
     for epoch in range(2):
         loader.dataset.set_epoch(epoch)
         torch.rand(7)
-        batches += [torch.cat([s.flatten(1), f.flatten(1), y[:, None]], dim=1) for s, f, y in loader]
+        for inputs, label in loader:
+            batches.append(torch.cat([*(x.flatten(1) for x in inputs.values()), label[:, None]], dim=1))
     return torch.cat(batches[: len(batches) // 2]), torch.cat(batches[len(batches) // 2 :])
 
 

@@ -11,9 +11,10 @@ import pytest
 
 import main_dgl
 import valid
+from analysis import comparison
+from engine import settings
 from tests.conftest import ROOT, SMALL, data_flags, run_fork, run_here
-from utils.options import differing
-from utils.results import comparison, settings
+from utils.config import differing
 
 README = (ROOT / "README.md").read_text()
 COMPARISON = (ROOT / "docs" / "comparison.md").read_text()
@@ -28,7 +29,10 @@ TITLE = "disentangled-gradient-learning-dgl"
 OTHERS = {
     "--shm-size",
     "--halved_by",
+    "--nnodes",
     "--nproc_per_node",
+    "--rdzv_backend",
+    "--rdzv_endpoint",
     "--include",
     "--logdir",
     "--array",
@@ -133,7 +137,8 @@ def test_files_and_symbols_exist():
     for module in re.findall(r"python -m (\S+)\b", TEXT):
         assert f"{module.replace('.', '/')}.py" in paths, module
     for symbol, name in re.findall(r"`([\w.]+)` in `(\S+\.py)`", TEXT):
-        assert re.search(rf"^ *(def|class) {symbol.split('.')[-1]}\b", (ROOT / name).read_text(), re.MULTILINE), symbol
+        defined = rf"^ *(def|class) {symbol.split('.')[-1]}\b|^{symbol} = "
+        assert re.search(defined, (ROOT / name).read_text(), re.MULTILINE), symbol
 
 
 def anchors(text):
@@ -200,7 +205,7 @@ def test_readme_is_short_and_its_contents_name_every_section():
 def test_the_tree_names_every_module():
     tree = (ROOT / "docs" / "design.md").read_text().split("## Rooms")[1]
     for path in project_files("*.py"):
-        rooms = ("models", "methods", "dataset", "utils", "training", "results")
+        rooms = ("analysis", "engine", "dataset", "data", "methods", "models", "utils")
         if path.parent.name in rooms and not path.stem.startswith("__"):
             assert re.search(rf"\b{path.stem}\b", tree), path
 
@@ -215,7 +220,11 @@ def test_messages_are_the_ones_printed():
 
 
 def add_snippets(text, folder):
-    """Write the Python snippets of a page into a copy of the project in `folder`. Returns how many there are."""
+    """Write the Python snippets of a page into a copy of the project in `folder`; return how many there are.
+
+    The first line of a snippet names the file, and what it is: a new file, a row of a table, with the imports that it
+    needs, or a class above a table.
+    """
     for path in project_files("*.py"):
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -223,13 +232,16 @@ def add_snippets(text, folder):
     snippets = re.findall(r"^```python\n(.*?)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     for head, code in snippets:
         file = folder / head.removeprefix("# ").partition(":")[0]
-        if file.name == "__init__.py":  # a row of the table, and the import that it may need
-            row = re.search(r'^    "\w+": .*\n', code, re.MULTILINE)[0]
-            table = re.compile(rf"^{re.search(r'row of ([A-Z_]+)', head)[1]} = \{{(  #.*)?\n", re.MULTILINE)
-            text = table.sub(lambda head, row=row: head[0] + row, file.read_text(), count=1)
-            file.write_text(code.replace(row, "") + text)
+        if "a new file" in head:
+            file.write_text(code)
+            continue
+        kind, name = re.search(r"(row of|class above) ([A-Z_]+)$", head).groups()
+        before, table, after = re.split(rf"^({name} = [{{(].*\n)", file.read_text(), maxsplit=1, flags=re.MULTILINE)
+        if kind == "row of":
+            row = re.search(r"^    .*\n", code, re.MULTILINE)[0]
+            file.write_text(code.replace(row, "") + before + table + row + after)
         else:
-            file.write_text((f"{file.read_text()}\n\n" if file.exists() else "") + code)
+            file.write_text(f"{before}{code}\n\n{table}{after}")
     return len(snippets)
 
 
@@ -247,26 +259,26 @@ def test_the_snippets_run(corpus, tmp_path):
     assert "MyData, max fusion" in output and "test: 6 clips" in output
 
 
-OWN_RULE = """
+OWN_METHOD = """
 import os, shutil, signal
 from unittest.mock import patch
 import main_dgl, valid
+from analysis import comparison
 from methods.halved import Halved
-from models import backbone
+from models.backbone import BACKBONES
 from tests.conftest import SMALL, SmallEncoder, run_here
 from tests.torture import assert_same_run
-from utils.results import comparison
 from pathlib import Path
 
 flags = [*DATA, *SMALL, "--num_workers", 0, "--epochs", 2, "--learning_rate", 0.01, "--method", "halved"]
-backbone.ResNet18 = SmallEncoder
+BACKBONES["resnet18"] = SmallEncoder
 runs = [Path("runs/halved-seed0"), Path("apart/halved-seed0")]
 run_here(main_dgl, "--train", *flags, "--ckpt_path", runs[0])
 step, calls = Halved.step, []
 
 def interrupted(self, *batch):
     calls.append(batch)
-    if len(calls) == 5:  # of six steps
+    if len(calls) == 4:  # of four steps
         os.kill(os.getpid(), signal.SIGTERM)
     return step(self, *batch)
 
@@ -275,6 +287,8 @@ try:
         run_here(main_dgl, "--train", *flags, "--ckpt_path", runs[1])
 except SystemExit as end:
     assert end.code == 128 + signal.SIGTERM
+else:
+    raise AssertionError("the run was not interrupted")
 run_here(main_dgl, "--train", "--resume", *flags, "--ckpt_path", runs[1])
 assert_same_run(*runs)
 run_here(main_dgl, "--gradient_report", *flags)
@@ -285,12 +299,12 @@ run_here(comparison, "runs")
 """
 
 
-def test_a_training_rule_as_contributing_says(corpus, tmp_path):
-    """One file and one row: trained, interrupted, resumed, reported, validated and compared under its own name."""
-    assert add_snippets((ROOT / "CONTRIBUTING.md").read_text(), tmp_path) == 2
-    (tmp_path / "own_rule.py").write_text(OWN_RULE.replace("DATA", repr([*map(str, data_flags(corpus))])))
-    output = run_fork("own_rule.py", folder=tmp_path).stdout
-    assert "| joint, halved | - | 1 | best |" in output and "resuming in epoch 1 after 2 steps" in output
+def test_a_new_method_as_contributing_says(corpus, tmp_path):
+    """A file, a row, a flag: trained, interrupted, resumed, reported, validated and compared under its own name."""
+    assert add_snippets((ROOT / "CONTRIBUTING.md").read_text(), tmp_path) == 3
+    (tmp_path / "own_method.py").write_text(OWN_METHOD.replace("DATA", repr([*map(str, data_flags(corpus))])))
+    output = run_fork("own_method.py", folder=tmp_path).stdout
+    assert "| joint, halved | - | 1 | best |" in output and "resuming in epoch 1\n" in output
     rows = [[float(cell) for cell in row] for row in re.findall(r"^L_m +(\S+) +(\S+) +(\S+)$", output, re.MULTILINE)]
     halved, joint = rows
     assert halved == pytest.approx([joint[0], joint[1] / 2, joint[2] / 2], rel=1e-3)

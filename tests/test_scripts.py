@@ -19,10 +19,11 @@ import benchmark
 import main_dgl
 import valid
 from dataset import build_dataset
+from engine import evaluation
+from engine.build import build_optimizer
 from models.basic_model import AVClassifier
+from models.weights import load_checkpoint
 from tests.conftest import ROOT, SMALL, data_flags, run_fork, run_here, run_script, run_shell, settings_of
-from utils.results.evaluation import evaluate
-from utils.training import checkpoint
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_training_writes_log_and_checkpoints(trained):
     assert len([line for line in output.splitlines() if line.startswith("epoch ")]) == 2
     names = ["best.pth", "confusion.png", "curves.png", "last.pth", "log.jsonl", "result.json", "run.json"]
     names += ["skipped.csv"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    assert sorted(path.name for path in folder.iterdir() if path.name != ".lock") == names
     saved = torch.load(folder / "last.pth", weights_only=True)
     assert saved["epoch"] == 1 and saved["settings"]["alpha"] == 4.0
     assert set(saved["model"]) == set(AVClassifier(6).state_dict())
@@ -113,7 +114,7 @@ def test_valid_takes_a_folder_or_finds_the_newest_run(trained, corpus, tmp_path,
         shutil.copy(trained[0] / "best.pth", tmp_path / "ckpt" / name)
         os.utime(tmp_path / "ckpt" / name / "best.pth", (changed, changed))
     output = output_of(valid)
-    assert output.startswith("ckpt/newer/best.pth: the newest of 2 run(s) below ckpt/, beside ckpt/older/best.pth\n")
+    assert output.startswith("ckpt/newer/best.pth: the newest of 2 run(s) below ckpt/; others: ckpt/older/best.pth\n")
     assert accuracies(output) == expected
 
 
@@ -135,7 +136,7 @@ def test_same_seed_same_weights(trained, corpus, tmp_path):
     folder, _ = trained
     flags = ["--epochs", 2, "--lr_decay_step", "1", "--learning_rate", 0.01, "--ckpt_path", tmp_path]
     run_fork("main_dgl.py", "--train", *data_flags(corpus), *SMALL, "--num_workers", 0, *flags)
-    first, second = (checkpoint.load(path / "last.pth")["model"] for path in (folder, tmp_path))
+    first, second = (load_checkpoint(path / "last.pth")["model"] for path in (folder, tmp_path))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -150,7 +151,7 @@ def test_result_holds_best_and_last_epoch(trained):
 
 
 def test_val_ratio_chooses_on_held_out_clips_and_tests_once(corpus, tmp_path, small, monkeypatch):
-    evaluated = []
+    evaluated, evaluate = [], evaluation.evaluate
 
     def watched(*arguments):
         accuracies, predictions = evaluate(*arguments)
@@ -158,6 +159,7 @@ def test_val_ratio_chooses_on_held_out_clips_and_tests_once(corpus, tmp_path, sm
         return accuracies, predictions
 
     monkeypatch.setattr(main_dgl, "evaluate", watched)
+    monkeypatch.setattr(evaluation, "evaluate", watched)
     flags = [*data_flags(corpus), *SMALL, "--epochs", 3, "--learning_rate", 0.01, "--val_ratio", 0.3]
     run_here(main_dgl, "--train", *flags, "--num_workers", 0, "--ckpt_path", tmp_path)
     args = settings_of(*flags)
@@ -178,16 +180,17 @@ def test_linear_probe_fits_unaugmented_training_features(trained, corpus, tmp_pa
     folder, _ = trained
     run_here(valid, "--ckpt_path", folder / "best.pth", "--linear_probe", "--json", tmp_path / "valid.json")
     model = AVClassifier(6)
-    model.load_state_dict(checkpoint.load(folder / "best.pth")["model"])
+    model.load_state_dict(load_checkpoint(folder / "best.pth")["model"])
     model.eval()
     args = settings_of(*data_flags(corpus), *SMALL)
     features = {}
     for split in ("train", "test"):
         items = list(build_dataset(args, split, training=False))
         with torch.no_grad():
-            a = torch.cat([model.audio_net(s[None, None]).mean((2, 3)) for s, _, _ in items]).numpy()
-            v = torch.cat([model.visual_net(f.transpose(0, 1)).mean((0, 2, 3))[None] for _, f, _ in items]).numpy()
-        features[split] = {"audio": a, "visual": v, "label": [label for _, _, label in items]}
+            a = [model.audio_net(inputs["audio"][None]).mean((2, 3)) for inputs, _ in items]
+            v = [model.visual_net(inputs["visual"].transpose(0, 1)).mean((0, 2, 3))[None] for inputs, _ in items]
+        features[split] = {"audio": torch.cat(a).numpy(), "visual": torch.cat(v).numpy()}
+        features[split]["label"] = [label for _, label in items]
     probe = json.loads((tmp_path / "valid.json").read_text())["linear_probe"]
     for modality in ("audio", "visual"):
         x, mean = features["train"][modality], features["train"][modality].mean(0)
@@ -214,11 +217,30 @@ def test_other_settings_train_and_validate(corpus, tmp_path, small_encoders, out
 
 def test_script_of_the_dataset_runs_with_flags_behind_it(few, forking, tmp_path):
     """cramed_dgl.sh trains and validates; flags typed behind it win."""
-    flags = [*data_flags(few), *SMALL, "--epochs", 1, "--alpha", 5, "--ckpt_path", tmp_path]
+    flags = [*data_flags(few), *SMALL, "--batch_size", 6, "--epochs", 1, "--alpha", 5, "--ckpt_path", tmp_path]
     done = run_shell("cramed_dgl.sh", *flags, project=forking)
     assert "accuracy" in done.stdout
-    settings = checkpoint.load(tmp_path / "last.pth")["settings"]
+    settings = load_checkpoint(tmp_path / "last.pth")["settings"]
     assert settings["alpha"] == 5 and settings["learning_rate"] == 0.002 and settings["lr_decay_step"] == [70]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sgd", {"momentum": 0.9, "weight_decay": 1e-4}),
+        ("Adam", {"betas": (0.9, 0.999), "weight_decay": 0.01}),
+        ("AdaGrad", {"weight_decay": 0}),
+    ],
+)
+def test_optimisers_are_those_of_the_authors(name, expected):
+    model = torch.nn.Linear(2, 2)
+    optimizer, scheduler = build_optimizer(model, settings_of("--optimizer", name, "--lr_decay_step", "[1]"))
+    (group,) = optimizer.param_groups
+    assert {key: group[key] for key in expected} == expected and group["lr"] == 0.001
+    assert isinstance(optimizer, {"sgd": torch.optim.SGD, "Adam": torch.optim.AdamW}.get(name, torch.optim.Adagrad))
+    optimizer.step()
+    scheduler.step()
+    assert group["lr"] == pytest.approx(1e-4 if name == "sgd" else 1e-3)
 
 
 def authors_checkpoint(path, model, fusion, **extra):
@@ -235,7 +257,7 @@ def authors_checkpoint(path, model, fusion, **extra):
 def test_a_checkpoint_of_the_authors(trained, corpus, tmp_path, output_of, refused):
     folder, _ = trained
     model = AVClassifier(6)
-    model.load_state_dict(checkpoint.load(folder / "best.pth")["model"])
+    model.load_state_dict(load_checkpoint(folder / "best.pth")["model"])
     authors_checkpoint(tmp_path / "authors.pth", model, "concat")
     flags = ["--ckpt_path", tmp_path / "authors.pth", "--image_size", 32, *data_flags(corpus)]
     expected = accuracies(output_of(valid, "--ckpt_path", folder / "best.pth"))
@@ -246,7 +268,7 @@ def test_a_checkpoint_of_the_authors(trained, corpus, tmp_path, output_of, refus
 def test_film_of_the_authors_is_bilinear(tmp_path):
     model = torch.nn.ModuleDict({"audio_net": torch.nn.Linear(2, 2)})
     authors_checkpoint(tmp_path / "authors.pth", model, "film")
-    loaded = checkpoint.load(tmp_path / "authors.pth")
+    loaded = load_checkpoint(tmp_path / "authors.pth")
     assert loaded["settings"]["fusion_method"] == "bilinear"
     assert set(loaded["model"]) == {"audio_net.weight", "audio_net.bias"}
 
@@ -258,7 +280,7 @@ def test_a_wrong_flag_as_a_user_types_it():
 
 
 def test_python_can_profile_a_step(corpus, tmp_path):
-    """Under cProfile __main__ may be the profiler: methods/ must not look for DGL there."""
+    """Under cProfile __main__ is the profiler."""
     profile = ["-m", "cProfile", "-o", tmp_path / "profile", "main_dgl.py", "--gradient_report"]
     run_script(*profile, *data_flags(corpus), *SMALL, "--num_workers", 0)
     assert "dgl_step" in {name for _, _, name in pstats.Stats(str(tmp_path / "profile")).stats}
@@ -280,5 +302,5 @@ def test_the_benchmark_measures_everything_unless_told(monkeypatch):
         monkeypatch.setattr(benchmark, f"measure_{part}", lambda *arguments, part=part: measured.append(part))
     run_here(benchmark)
     assert tuple(measured) == benchmark.PARTS
-    run_here(benchmark, "startup", "reader")
-    assert measured[len(benchmark.PARTS) :] == ["startup", "reader"]
+    run_here(benchmark, "epoch", "reader")
+    assert measured[len(benchmark.PARTS) :] == ["epoch", "reader"]

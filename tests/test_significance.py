@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils.results.significance import difference
+from analysis.significance import difference
 
 
 def synthetic(rng, runs, clips, of_runs, advantage=0.0):

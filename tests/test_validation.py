@@ -12,16 +12,20 @@ from PIL import Image
 from sklearn import metrics
 
 import valid
+from analysis.tables import measure
 from data.CREMAD import video_preprocessing
 from data.extraction import extract_sound, find_ffmpeg
 from data.lists import CREMAD_EMOTIONS
 from dataset import build_dataset
+from dataset.loader import build_loader
 from dataset.video import read_video
+from engine.checkpoint import save as save_checkpoint
+from engine.evaluation import evaluate
 from models.basic_model import AVClassifier
+from models.weights import load_checkpoint
 from tests.conftest import SMALL, data_flags, ffmpeg, run_here, settings_of, write_video
-from utils.results.evaluation import BRANCHES, evaluate
-from utils.results.tables import measure
-from utils.training import checkpoint
+
+BRANCHES = ("fused", "audio", "visual")
 
 
 def output_of(capsys, *flags):
@@ -70,8 +74,8 @@ def test_figures_are_those_of_scikit_learn(present, steps):
             of_class = figures["per_class"][name]
             assert of_class["clips"] == (label == c).sum()
             assert of_class[branch] == (pytest.approx(recall[c]) if c in present else None)
-    assert figures["visual"] is None and figures["macro_f1"]["visual"] is None
-    assert figures["mean_average_precision"]["visual"] is None and figures["per_class"]["A"]["visual"] is None
+    tables = figures, figures["macro_f1"], figures["mean_average_precision"], figures["per_class"]["A"]
+    assert not any("visual" in table for table in tables)  # a branch that the model does not have
 
 
 def test_table_json_and_predictions_agree(trained, tmp_path, capsys):
@@ -109,8 +113,8 @@ def test_confusion_matrices_are_drawn_to_a_file(trained, fresh, spoken, tmp_path
 
 def test_several_checkpoints_in_one_table(trained, tmp_path, capsys):
     paths = [trained[0] / "best.pth", tmp_path / "audio.pth"]
-    settings = checkpoint.load(paths[0])["settings"]
-    checkpoint.save(paths[1], AVClassifier(6, modality="audio"), settings | {"modality": "audio"})
+    settings = load_checkpoint(paths[0])["settings"]
+    save_checkpoint(paths[1], AVClassifier(6, modality="audio"), settings | {"modality": "audio"})
     single = []
     for path in paths:
         run_here(valid, "--ckpt_path", path, "--json", tmp_path / "single.json")
@@ -120,7 +124,8 @@ def test_several_checkpoints_in_one_table(trained, tmp_path, capsys):
     for path, rule, figures in zip(paths, ("DGL, alpha 4, seed 0", "audio alone, seed 0"), single, strict=True):
         assert figures["run"] == rule
         row = re.search(rf"^{path}  {rule}((?: +\S+){{9}})$", output, re.MULTILINE)[1].split()
-        values = [v[b] for v in (figures, figures["macro_f1"], figures["mean_average_precision"]) for b in BRANCHES]
+        values = [v.get(b) for v in (figures, figures["macro_f1"], figures["mean_average_precision"]) for b in BRANCHES]
+        assert [value is None for value in values] == 3 * [False, False, path == paths[1]]
         assert row == ["-" if value is None else f"{value:.4f}" for value in values]
 
 
@@ -163,29 +168,29 @@ def test_a_video_gives_the_logits_of_the_dataset(spoken, trained, capsys):
     root, args = spoken
     dataset = build_dataset(args, "test")
     model = AVClassifier(6)
-    model.load_state_dict(checkpoint.load(trained[0] / "best.pth")["model"])
+    model.load_state_dict(load_checkpoint(trained[0] / "best.pth")["model"])
     model.eval()
-    for clip, (spectrogram, frames, label) in zip(dataset.clips, dataset, strict=True):
+    for clip, (inputs, label) in zip(dataset.clips, dataset, strict=True):
         video = root / "VideoFlash" / f"{clip.id}.flv"
-        item, has_sound = read_video(str(video), args)
-        assert has_sound
+        (of_video, _), has_audio = read_video(str(video), args)
+        assert has_audio
+        inputs, of_video = ({name: x[None] for name, x in each.items()} for each in (inputs, of_video))
         with torch.inference_mode():
-            expected = model(spectrogram[None, None], frames[None])
-            logits = model(item[0][None, None], item[1][None])
-        assert all(torch.equal(one, other) for one, other in zip(expected, logits, strict=True))
-        _, predictions = evaluate(model, [(spectrogram[None], frames[None], torch.tensor([label]))], "cpu")
+            expected, logits = model(inputs), model(of_video)
+        assert list(logits) == list(BRANCHES) and all(torch.equal(expected[b], logits[b]) for b in BRANCHES)
+        _, predictions = evaluate(model, [(inputs, torch.tensor([label]))], torch.device("cpu"))
         output = output_of(capsys, "--ckpt_path", trained[0] / "best.pth", "--video", video)
         assert shown(output) == {branch: top(predictions[branch][0]) for branch in BRANCHES}
 
 
-def test_a_silent_video_is_classified_by_picture_alone(spoken, raw_corpus, trained, capsys):
+def test_a_silent_video_is_classified_by_its_frames_alone(spoken, raw_corpus, trained, capsys):
     root, args = spoken
     clip = build_dataset(args, "test").clips[0].id
     spoken_output, silent_output = (
         output_of(capsys, "--ckpt_path", trained[0] / "best.pth", "--video", folder / "VideoFlash" / f"{clip}.flv")
         for folder in (root, raw_corpus)
     )
-    assert "picture alone" in silent_output and "picture alone" not in spoken_output
+    assert "frames alone" in silent_output and "frames alone" not in spoken_output
     assert shown(silent_output) == {"visual": shown(spoken_output)["visual"]}
 
 
@@ -197,7 +202,7 @@ def fresh(tmp_path):
         model = AVClassifier(n_classes, modality=modality)
         state = {} if classes is None else {"classes": classes}
         settings = {"dataset": "CREMAD", "modality": modality, "image_size": 32, **settings}
-        checkpoint.save(tmp_path / "fresh.pth", model, settings, **state)
+        save_checkpoint(tmp_path / "fresh.pth", model, settings, **state)
         return tmp_path / "fresh.pth"
 
     return save
@@ -208,9 +213,9 @@ def test_a_model_of_one_modality_uses_that_one(spoken, fresh, capsys, modality):
     root, args = spoken
     path = fresh(6, modality=modality)
     model = AVClassifier(6, modality=modality)
-    model.load_state_dict(checkpoint.load(path)["model"])
+    model.load_state_dict(load_checkpoint(path)["model"])
     item = build_dataset(args, "test")[0]
-    _, predictions = evaluate(model, torch.utils.data.DataLoader([item]), "cpu")
+    _, predictions = evaluate(model, torch.utils.data.DataLoader([item]), torch.device("cpu"))
     video = root / "VideoFlash" / f"{build_dataset(args, 'test').clips[0].id}.flv"
     output = output_of(capsys, "--ckpt_path", path, "--video", video)
     assert shown(output) == {modality: top(predictions[modality][0])}
@@ -239,7 +244,7 @@ def test_classes_are_those_the_checkpoint_records(fresh, tmp_path, capsys):
 
 def test_a_run_records_its_classes(trained):
     for name in ("best.pth", "last.pth"):
-        assert checkpoint.load(trained[0] / name)["classes"] == list(CREMAD_EMOTIONS)
+        assert load_checkpoint(trained[0] / name)["classes"] == list(CREMAD_EMOTIONS)
 
 
 def test_nothing_is_left_behind(spoken, fresh, tmp_path, monkeypatch):
@@ -253,3 +258,64 @@ def test_nothing_is_left_behind(spoken, fresh, tmp_path, monkeypatch):
     assert not list((tmp_path / "scratch").iterdir())
     (tmp_path / "scratch").rmdir()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# What commit a5d3c2e, before the code was divided into engine/, analysis/ and utils/, wrote into every checkpoint.
+SETTINGS_OF_A5D3C2E = {
+    **{"dataset": "CREMAD", "fps": 1, "num_frame": 1, "image_size": 32, "val_ratio": None},
+    **{"cache_gb": 16, "batch_size": 8, "num_workers": None, "fusion_method": "concat", "backbone": "resnet18"},
+    **{"weights": None, "freeze": None, "epochs": 5, "optimizer": "sgd", "learning_rate": 0.002, "lr_decay_step": [4]},
+    **{"lr_decay_ratio": 0.1, "random_seed": 0, "compile": False, "amp": None, "deterministic": False, "alpha": 4.0},
+    **{"train": True, "max_skipped": 0.05, "ckpt_path": "ckpt/demo", "resume": False, "overwrite": False},
+    **{"config": None, "device": "auto", "gpu_ids": [], "use_tensorboard": True, "tensorboard_path": None},
+    **{"tensorboard_steps": False, "gradient_report": False, "method": "dgl", "modality": "full"},
+}
+
+
+def expected_metrics(model, root):
+    """Return the accuracies of a model on the test clips of a corpus."""
+    loader = build_loader(settings_of(*data_flags(root), *SMALL), "test", torch.device("cpu"))
+    return evaluate(model, loader, torch.device("cpu"))[0]
+
+
+@pytest.mark.parametrize("modality", ["full", "audio"])
+@pytest.mark.parametrize("name", ["best.pth", "last.pth"])
+def test_a_checkpoint_of_commit_a5d3c2e_evaluates(corpus, small_encoders, tmp_path, capsys, name, modality):
+    model = AVClassifier(6, modality=modality)
+    *of_encoders, weight, bias = model.state_dict()
+    head = "fusion_module.fc_out" if modality == "full" else "fusion_module"  # as that commit named the weights
+    assert (weight, bias) == (f"{head}.weight", f"{head}.bias")
+    assert {each.partition(".")[0] for each in of_encoders} == {f"{each}_net" for each in model.modalities}
+    folders = dict(zip(*[iter(map(str, data_flags(corpus)))] * 2, strict=True))
+    settings = SETTINGS_OF_A5D3C2E | {flag.strip("-"): folder for flag, folder in folders.items()}
+    if modality == "audio":
+        settings |= {"method": "audio", "modality": "audio"}
+        del settings["alpha"]
+    state = {"model": model.state_dict(), "settings": settings, "epoch": 4, "classes": [*CREMAD_EMOTIONS]}
+    if name == "last.pth":
+        state |= {"optimizer": {}, "scheduler": {}, "method": {}, "clips": 1, "log": []}
+        state["progress"] = {"epoch": 5, "step": 0, "totals": torch.zeros(3, 3)}
+    torch.save(state, tmp_path / name)
+    output = output_of(capsys, "--ckpt_path", tmp_path / name, "--json", tmp_path / "metrics.json")
+    assert f"{tmp_path / name}, epoch 4: CREMAD, concat fusion, modality {modality}" in output
+    metrics, expected = json.loads((tmp_path / "metrics.json").read_text()), expected_metrics(model, corpus)
+    assert {branch: metrics[branch] for branch in expected} == expected and metrics["clips"] == 6
+    assert metrics["run"] == ("DGL, alpha 4, seed 0" if modality == "full" else "audio alone, seed 0")
+
+
+@pytest.mark.parametrize("fusion", ["concat", "sum", "gated"])
+def test_a_checkpoint_of_the_authors_code_evaluates(corpus, small_encoders, tmp_path, capsys, fusion):
+    """It has no settings but these three, DataParallel's names, and a layer that nothing uses."""
+    path, model = tmp_path / "authors.pth", AVClassifier(6, fusion)
+    weights = {f"module.{name}": value for name, value in model.state_dict().items()}
+    weights |= {"module.fusion_module.fc_auxi.weight": torch.zeros(6, 1024)}
+    state = {"saved_epoch": 7, "modulation": "Normal", "alpha": 2.0, "fusion": fusion, "acc": 0.5, "model": weights}
+    torch.save(state | {"optimizer": {}, "scheduler": {}}, path)
+    flags = ["--ckpt_path", path, "--json", tmp_path / "metrics.json", *data_flags(corpus), *SMALL]
+    with pytest.raises(SystemExit) as end:
+        run_here(valid, *flags)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and len(error.splitlines()) == 1 and "add --dataset" in error
+    assert f"{fusion} fusion" in output_of(capsys, *flags, "--dataset", "CREMAD")
+    metrics, expected = json.loads((tmp_path / "metrics.json").read_text()), expected_metrics(model, corpus)
+    assert {branch: metrics[branch] for branch in BRANCHES} == expected

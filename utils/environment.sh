@@ -1,5 +1,5 @@
-# Sourced by the scripts, from the project's folder: which Python, its packages, and what signals do.
-# PYTHON is that of the project's .venv where there is one, else the machine's.
+# Sourced by the scripts, from the project's folder: sets PYTHON, installs packages, passes signals on.
+# PYTHON is that of the project's .venv if there is one, else the machine's.
 
 refuse() {
   echo "error: $1" >&2
@@ -15,11 +15,11 @@ fi
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
   refuse "Python 3.10 or newer is needed; install it and put it on the PATH as python3"
 
-# The packages of requirements.txt, and of other such files named behind it: those of the Python at hand if it has them,
-# else in .venv, which is made, or brought up to date where a file has changed.
+# Makes sure that the packages of requirements.txt, and of other such files given as arguments, are there. If the current
+# Python lacks them, they are installed into .venv, which is created, or updated if a file has changed.
 ensure_packages() {
   local file stale= modules
-  modules="torchvision torchaudio librosa soundfile cv2 imageio_ffmpeg pebble tqdm tensorboard sklearn matplotlib"
+  modules="torchvision torchaudio librosa soundfile cv2 imageio_ffmpeg pebble filelock tqdm tensorboard sklearn matplotlib"
   set -- requirements.txt "$@"
   if [ -e .venv ]; then
     for file in "$@"; do cmp -s "$file" ".venv/$file" || stale=1; done
@@ -34,15 +34,15 @@ sys.exit(any(importlib.util.find_spec(name) is None for name in '$modules'.split
   echo "== setting up .venv (several GB on Linux, a few minutes)"
   { [ -e .venv ] || "$PYTHON" -m venv .venv; } &&
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}" && cp "$@" .venv/ ||
-    refuse "the packages could not be installed, see above; mend that and start again"
+    refuse "the packages could not be installed, see above; fix that and start again"
   trap - EXIT
   PYTHON=.venv/bin/python
 }
 
-# Runs a command to its end. What a terminal or a cluster ends a job with reaches it, so that training is saved.
+# Runs a command to its end. The signals with which a terminal or a cluster ends a job end it too.
 run() {
   local child status signal received=
-  "$@" </dev/null & # it ignores Ctrl-C then, which reaches it as SIGTERM
+  "$@" </dev/null & # in the background it ignores Ctrl-C, which reaches it as SIGTERM
   child=$!
   for signal in HUP INT USR1 TERM; do
     trap "received=$((128 + $(kill -l "$signal"))); kill -TERM $child 2>/dev/null || true" "$signal"
@@ -50,7 +50,7 @@ run() {
   while :; do
     status=0
     wait "$child" || status=$?
-    kill -0 "$child" 2>/dev/null || break # else a signal has ended the waiting alone
+    kill -0 "$child" 2>/dev/null || break # otherwise a signal has interrupted wait
   done
   trap - TERM HUP USR1 INT
   return "${received:-$status}"
@@ -63,7 +63,7 @@ train_and_validate() {
     --lr_decay_step "$lr_decay_step" --epochs "$epochs" --batch_size "$batch_size" --random_seed "$seed" \
     --use_tensorboard "$@"
   local launch=("$PYTHON")
-  [ "${processes:-1}" -eq 1 ] || launch+=(-m torch.distributed.run --standalone "--nproc_per_node=$processes")
+  [ "${processes:-1}" -eq 1 ] || launch+=(-m engine.launch --standalone "--nproc_per_node=$processes")
   run "${launch[@]}" main_dgl.py --train "$@"
   run "$PYTHON" main_dgl.py "$@" # without --train: validates best.pth
 }

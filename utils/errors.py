@@ -1,4 +1,4 @@
-"""Errors that are the input's: one line on stderr, exit status 2, no traceback."""
+"""Errors of the input, and signals: one line on stderr and an exit status, no traceback."""
 
 import argparse
 import difflib
@@ -8,28 +8,41 @@ import select
 import signal
 import sys
 import traceback
+from contextlib import contextmanager
 
-KILLED = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"  # what PyTorch says
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # with which terminals and clusters end a job
+
+WORKER_KILLED = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"  # what PyTorch says
+PROCESS_LOST = r"(?i)gloo|nccl|process group|connection (closed|reset|refused)|broken pipe"
 
 
 class InputError(Exception):
     """A bad flag, file or folder. The message is one line that names it and the remedy."""
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # with which terminals and clusters end a job
+class Interrupted(BaseException):
+    """A signal that ends the process. `number` is the signal's."""
 
-
-class Interrupted(Exception):
-    """A run that a signal ended between two steps. `number` is the signal's, the message says how to go on."""
-
-    def __init__(self, number, message=""):
-        super().__init__(message)
+    def __init__(self, number):
+        super().__init__(number)
         self.number = number
 
 
-def heed(receive):
-    """Have `receive` called at SIGNALS, less those that are ignored, SIGHUP under nohup -> {number: handler before}."""
-    return {number: signal.signal(number, receive) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
+@contextmanager
+def signals_raise():
+    """A block in which SIGNALS raise Interrupted; those that are ignored, as SIGHUP under nohup, stay ignored."""
+
+    def receive(number, _):
+        raise Interrupted(number)
+
+    handlers = {
+        number: signal.signal(number, receive) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -47,14 +60,14 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def is_meant(typed, flag):
-    """Whether a word that is no flag may stand for one: its beginning, its initials, or a slip of the hand."""
+    """Return True if an unknown word may stand for a flag: its beginning, its initials, or a typing error."""
     initials = "--" + "".join(word[0] for word in flag.strip("-").split("_"))
     begins = flag.startswith(typed) and typed.strip("-")
     return typed[:2] == "--" and bool(begins or typed == initials or difflib.get_close_matches(typed, [flag], 1, 0.8))
 
 
 def nobody_reads():
-    """Whether what reads our output has gone, as `| head` does; the rest of it goes nowhere then."""
+    """Return True if the reader of our output has closed it, as `| head` does; the rest of the output is dropped."""
     outputs = select.poll()
     for descriptor in (1, 2):
         outputs.register(descriptor, 0)
@@ -64,35 +77,47 @@ def nobody_reads():
     return bool(gone)
 
 
+def known_reason(fault):
+    """Return the reason and the remedy for an error of PyTorch that is no defect of ours, or None."""
+    if not isinstance(fault, RuntimeError):
+        return None
+    if re.match(WORKER_KILLED, str(fault)):
+        return (
+            "a data-loading worker was killed, probably because memory ran out; run the same command to resume, with "
+            "fewer --num_workers or a smaller --batch_size"
+        )
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and re.search(PROCESS_LOST, str(fault)):
+        return "another process of this run, or its machine, has ended; run the same command everywhere to resume"
+    return None
+
+
 def run(main):
-    """Return main(); turn an InputError, also one raised in a data loader's worker, into one line and exit status 2."""
+    """Return main(); turn errors of the input and signals into one line and an exit status.
+
+    InputError, also one raised in a data-loading worker, is status 2; a signal is 128 + its number.
+    """
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be of another encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have another encoding
     try:
-        result = main()
-        print(end="", flush=True)
-        return result
+        with signals_raise():
+            result = main()
+            print(end="", flush=True)
+            return result
     except InputError as error:
         # a worker's error arrives as the text of its traceback, whose last line is the message
         message = str(error).strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
-    except Interrupted as interruption:
+    except (Interrupted, KeyboardInterrupt) as interruption:
+        number = getattr(interruption, "number", signal.SIGINT)
         if os.environ.get("RANK", "0") == "0":
-            print(interruption, file=sys.stderr)
-        sys.exit(128 + interruption.number)
+            print(f"interrupted by {signal.Signals(number).name}; run the same command to resume", file=sys.stderr)
+        sys.exit(128 + number)
     except Exception as fault:
         if isinstance(fault, BrokenPipeError) and nobody_reads():
             sys.exit(128 + signal.SIGPIPE)
-        if isinstance(fault, RuntimeError) and re.match(KILLED, str(fault)):
-            print(
-                "error: a reader process was killed from outside, for want of memory it may be; the same command goes "
-                "on: give it fewer --num_workers, or a smaller --batch_size",
-                file=sys.stderr,
-            )
+        if reason := known_reason(fault):
+            print(f"error: {reason}", file=sys.stderr)
             sys.exit(2)
         traceback.print_exc()
-        sys.exit(1)  # a fault of ours: by hand, since reader processes would be waited for in vain otherwise
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(1)  # a defect of ours: without sys.exit, workers would be waited for in vain

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that one run has for itself."""
+"""Files that are written whole or not at all, and locks."""
 
 import csv
 import errno
@@ -6,13 +6,14 @@ import fcntl
 import io
 import json
 import os
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from utils.errors import InputError
 
-LOCK = ".lock"  # in a folder that one run has for itself: whoever locks it
+LOCK, LOCK_SECONDS = ".lock", 10  # tried so long: data-loading workers of a killed run live on for some seconds
 LFS_HEADER = b"version https://git-lfs.github.com/spec"
 
 
@@ -74,7 +75,6 @@ def is_pointer(path):
 
 
 locks = set()  # descriptors of files
-LOCKED_FOR = 1  # s for which a lock is tried: somebody may just be looking whether it is held
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system says that has none
 
 
@@ -119,48 +119,31 @@ def release(descriptor):
         os.close(descriptor)
 
 
-def is_locked(folder):
-    """Whether another run has a folder for itself, as `exclusive` does."""
-    path = os.path.join(folder, LOCK)
-    if not os.path.exists(path):
-        return False
-    try:
-        release(take_lock(path, shared=True))
-    except OSError:
-        return True
-    return False
-
-
 @contextmanager
 def exclusive(folder, flag):
-    """Make `folder` if need be, and keep other runs out of it until the block or the process ends.
-
-    What was made of it, and is empty when the block ends, is removed.
+    """Create a folder and lock it while the block lasts; what was created and is still empty is removed again.
 
     Raises:
-        InputError: another run is in it, or it cannot be made; the message names `flag` as the one to change.
+        InputError: another run holds the lock, or the folder cannot be created; the message names `flag`.
     """
-    deadline, path = time.monotonic() + LOCKED_FOR, os.path.join(folder, LOCK)
-    made = [each for each in (Path(folder), *Path(folder).parents) if not each.is_dir()]
+    created = [each for each in (Path(folder), *Path(folder).parents) if not each.exists()]
     try:
         os.makedirs(folder, exist_ok=True)
-        while True:
-            try:
-                descriptor = take_lock(path)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise InputError(
-                        f"{folder}: another run is writing into it; wait, or choose another {flag}"
-                    ) from None
-                time.sleep(0.05)
+        lock = FileLock(os.path.join(folder, LOCK))
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise InputError(f"{folder}: another run is writing into it; wait, or choose another {flag}") from None
+    except NotImplementedError:  # a file system without locks
+        lock = None
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; choose another {flag}") from None
     try:
         yield
     finally:
-        with suppress(OSError):  # another run may be beginning
-            os.remove(path)
-            for each in made:
-                each.rmdir()
-        release(descriptor)
+        if set(os.listdir(folder)) <= {LOCK}:
+            with suppress(OSError):
+                os.remove(os.path.join(folder, LOCK))
+                for each in created:
+                    each.rmdir()
+        if lock:
+            lock.release()

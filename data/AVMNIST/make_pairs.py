@@ -24,11 +24,12 @@ import cv2
 import numpy as np
 import soundfile
 
+from data.flags import dataset_parser
 from data.lists import DIGITS
 from data.wav import mended, wav_fault
+from utils.config import at_least, ratio
 from utils.errors import InputError, run
 from utils.files import holding_others, replacing
-from utils.options import at_least, dataset_parser, ratio
 
 RECORDINGS, TEST_TAKES = 3000, 5
 SIDE = 28  # of a picture, in pixels

@@ -15,10 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.extraction import outputs_of
+from data.flags import add_split_path, add_target, dataset_parser
 from data.lists import CREMAD_EMOTIONS
+from utils.config import at_least, ratio
 from utils.errors import InputError, run
 from utils.files import holding_others, looked_in, write_text
-from utils.options import add_split_path, add_target, at_least, dataset_parser, ratio
 
 
 def parse_id(clip_id):

@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.extraction import extract_all_frames, list_videos, outputs_of
+from data.flags import add_target, extraction_parser
 from utils.errors import run
-from utils.options import add_target, extraction_parser
 
 
 def main():

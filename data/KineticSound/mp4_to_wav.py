@@ -15,9 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.extraction import extract_all_sound, find_class_videos
+from data.flags import add_kinetics_source, extraction_parser
 from data.lists import read_classes
 from utils.errors import run
-from utils.options import add_kinetics_source, extraction_parser
 
 
 def main():

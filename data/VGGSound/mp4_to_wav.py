@@ -15,9 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.extraction import extract_all_sound, find_videos, outputs_of
+from data.flags import add_split_path, add_target, extraction_parser
 from data.lists import read_vggsound, vggsound_aliases
 from utils.errors import run
-from utils.options import add_split_path, add_target, extraction_parser
 
 
 def main():

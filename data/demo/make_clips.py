@@ -20,8 +20,8 @@ import soundfile
 from scipy.signal import lfilter
 
 from data.extraction import print_summary, quieten_decoders
+from utils.config import at_least
 from utils.errors import InputError, OneLineParser, run
-from utils.options import at_least
 from utils.pool import process_clips
 
 RATE, FPS = 16000, 30000 / 1001

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The demo's corpus, from nothing to frames and lists: 240 clips under train_test_data/demo/CREMA-D, half a minute.
-# `make_demo.sh hard` makes those for comparisons, which are harder to tell, under train_test_data/demo-hard/CREMA-D.
-# What is there already is kept.
+# Make the demo's clips, with frames and lists: 240 clips under train_test_data/demo/CREMA-D, half a minute.
+# `make_demo.sh hard` makes harder clips, for comparisons, under train_test_data/demo-hard/CREMA-D.
+# Files that exist are kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source utils/environment.sh

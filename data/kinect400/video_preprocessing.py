@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.extraction import extract_all_frames, find_class_videos
+from data.flags import add_kinetics_source, extraction_parser
 from utils.errors import run
-from utils.options import add_kinetics_source, extraction_parser
 
 FOLDERS = {"train": "train_img", "test": "val_img"}
 

@@ -1,0 +1,85 @@
+"""Metrics of a model's predictions, and the tables of them that valid.py prints and writes."""
+
+import torch
+
+from engine.evaluation import accuracy, class_names, macro_f1, mean_average_precision
+from utils.files import write_csv
+
+# The metrics of a table, by name: {branch: value} of each; None of one that was not asked for.
+METRICS = {
+    "accuracy": lambda values: {branch: values[branch] for branch in values["macro_f1"]},
+    "macro F1": lambda values: values["macro_f1"],
+    "mAP": lambda values: values["mean_average_precision"],
+    "linear probe": lambda values: values["linear_probe"],
+}
+
+
+def branches_of(predictions):
+    """Return the branches that predictions have, the fused one first."""
+    return [name for name in predictions if name != "label"]
+
+
+def measure(predictions, classes):
+    """Return the metrics of predictions, as `predict` returns them, whose labels have the names `classes`.
+
+    Returns:
+        {branch: accuracy}, 0 to 1, and "macro_f1" and "mean_average_precision": the same of these;
+        "per_class": {name: {"clips": .., branch: ..}}.
+    """
+    counts, branches = torch.bincount(predictions["label"], minlength=len(classes)).tolist(), branches_of(predictions)
+    return {
+        **{branch: accuracy(predictions, branch) for branch in branches},
+        "macro_f1": {branch: macro_f1(predictions, branch) for branch in branches},
+        "mean_average_precision": {branch: mean_average_precision(predictions, branch) for branch in branches},
+        "per_class": {
+            name: {"clips": counts[label], **{b: accuracy(predictions, b, of_class=label) for b in branches}}
+            for label, name in enumerate(classes)
+        },
+    }
+
+
+def cells(values, branches):
+    """Return a number per branch as columns of a table; a dash for a missing one."""
+    values = [values.get(branch) for branch in branches]
+    return "".join(f"{'-' if value is None else f'{value:.4f}':>8}" for value in values)
+
+
+def detail(values):
+    """Return the table of one checkpoint: its METRICS, then the accuracy on every class."""
+    branches = list(values["macro_f1"])
+    rows = {name: (values["clips"], metric(values)) for name, metric in METRICS.items() if metric(values)}
+    classes = {name: (of_class["clips"], of_class) for name, of_class in values["per_class"].items()}
+    width = max(map(len, (*rows, *classes, "accuracy on")))
+    lines = [f"{'':{width}}{'clips':>7}" + "".join(f"{branch:>8}" for branch in branches)]
+    lines += [f"{name:{width}}{clips:7d}{cells(row, branches)}" for name, (clips, row) in rows.items()]
+    lines += ["", "accuracy on"]
+    lines += [f"{name:{width}}{clips:7d}{cells(row, branches)}" for name, (clips, row) in classes.items()]
+    return "\n".join(lines)
+
+
+def comparison(results):
+    """Return the table of several checkpoints: a row each, which names its method, METRICS by branch in columns."""
+    branches = list(dict.fromkeys(branch for values in results for branch in values["macro_f1"]))
+    metrics = {name: metric for name, metric in METRICS.items() if metric(results[0])}
+    names = [f"{values['checkpoint']}  {values['run']}" for values in results]
+    width = max(map(len, names))
+    lines = [" " * width + "".join(f"{name:>{8 * len(branches)}}" for name in metrics)]
+    lines += [" " * width + "".join(f"{branch:>8}" for branch in branches) * len(metrics)]
+    for name, values in zip(names, results, strict=True):
+        lines += [f"{name:{width}}" + "".join(cells(metric(values), branches) for metric in metrics.values())]
+    return "\n".join(lines)
+
+
+def write_predictions(path, dataset, predictions):
+    """Write a row per clip: its class, and per branch the predicted class, its probability and the true class's."""
+    branches = branches_of(predictions)
+    head = ("{}", "{} probability", "{} probability of true")
+    columns = [[clip.id for clip in dataset.clips], [dataset.classes[label] for label in predictions["label"]]]
+    for branch in branches:
+        probability, predicted = predictions[branch].max(dim=1)
+        names = class_names(dataset.classes, predictions[branch].shape[1])
+        true = predictions[branch].gather(1, predictions["label"].unsqueeze(1)).squeeze(1)
+        columns.append([names[label] for label in predicted])
+        columns += [[f"{value:.6f}" for value in values.tolist()] for values in (probability, true)]
+    header = ["clip", "true", *(text.format(branch) for branch in branches for text in head)]
+    write_csv(path, [header, *zip(*columns, strict=True)])

@@ -1,0 +1,99 @@
+"""TensorBoard: a run's series by epoch and by step, its settings, and its confusion matrices."""
+
+import os
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from engine.meter import branches_of
+from utils.config import changes_results
+from utils.errors import InputError
+
+BY_LOG = {"learning_rate", "seconds", "gradient_norm", "clipped"}  # series with the name that the log has
+
+
+def series_of(name, row):
+    """Return the name of TensorBoard's series for a name in the log's row, or None; groups are charts together."""
+    first, _, rest = name.partition("_")
+    if name in BY_LOG:
+        return name
+    if first == "loss":
+        return f"loss/{rest or 'fused'}"
+    if first in ("train", "gradient"):
+        return f"{ {'train': 'training_accuracy'}.get(first, first) }/{rest}"
+    return f"accuracy/{name}" if name in branches_of(row) else None
+
+
+class Board:
+    """TensorBoard's files of one run.
+
+    A resumed run replaces what was written before: the series by epoch with those of the log; of those by step, which
+    have a folder of their own, what lies after the step that the run resumes with.
+
+    Args:
+        folder: where to write.
+        settings: of the run, a plain dict.
+        rows: the log so far.
+        first_step: number of steps done since the run's start; None to write no series by step.
+
+    Raises:
+        InputError: `folder` cannot be written to.
+    """
+
+    def __init__(self, folder, settings, rows, first_step=None):
+        self.steps, self.step = None, first_step
+        try:
+            self.epochs = SummaryWriter(folder, purge_step=0)
+            if first_step is not None:
+                self.steps = SummaryWriter(os.path.join(folder, "steps"), purge_step=first_step)
+        except OSError as error:
+            raise InputError(f"{folder}: {error.strerror}; choose another --tensorboard_path") from None
+        self.settings = settings
+        text = "".join(f"| {name} | {value} |\n" for name, value in settings.items())
+        self.epochs.add_text("settings", f"| flag | value |\n|---|---|\n{text}")
+        for row in rows:
+            self.add_epoch(row, ())
+
+    def add_epoch(self, row, steps):
+        """Write a row of the log, and the values of its steps if series by step are wanted."""
+        for name, value in row.items():
+            if tag := series_of(name, row):
+                self.epochs.add_scalar(tag, value, row["epoch"])
+        self.epochs.flush()
+        for step in steps if self.steps else ():
+            for name, value in (step | {"learning_rate": row["learning_rate"]}).items():
+                if tag := series_of(name, step):
+                    group, _, rest = tag.partition("/")
+                    self.steps.add_scalar(f"{group}_by_step/{rest}".rstrip("/"), value, self.step)
+            self.step += 1
+        if self.steps:
+            self.steps.flush()
+
+    def add_result(self, result, figure):
+        """Write what a finished run achieved: accuracies with its hyperparameters, and a figure.
+
+        Args:
+            result: {"best": {"epoch": .., "fused": .., ...}, "last": ..}.
+            figure: matplotlib Figure of the best epoch's confusion matrices.
+        """
+        metrics = {
+            f"{name}/{branch}": value
+            for name, row in result.items()
+            for branch, value in row.items()
+            if branch != "epoch"
+        }
+        settings = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in self.settings.items()
+            if changes_results(name)
+        }
+        for summary in hparams(settings, metrics):  # SummaryWriter.add_hparams would make a second run of them
+            self.epochs.file_writer.add_summary(summary)
+        for tag, value in metrics.items():
+            self.epochs.add_scalar(tag, value, result[tag.partition("/")[0]]["epoch"])
+        self.epochs.add_figure("confusion", figure, result["best"]["epoch"], close=False)
+
+    def close(self):
+        self.epochs.close()
+        if self.steps:
+            self.steps.close()

@@ -1,0 +1,58 @@
+"""Model, method and optimiser that the settings name."""
+
+import torch
+
+from dataset import DATASETS
+from engine.device import compile_when_run
+from methods import build_method
+from models.basic_model import AVClassifier
+from models.pretrained import load_initial_weights
+from utils.processes import first_process
+
+
+def build_model(settings):
+    """Return the model and the method that the settings name, with random weights: (AVClassifier, Method).
+
+    Weights are drawn from PyTorch's generator: encoders, joint head, then the heads of the method.
+    """
+    model = AVClassifier(
+        DATASETS[settings.dataset].n_classes, settings.fusion_method, settings.modality, settings.backbone
+    )
+    return model, build_method(settings, model)
+
+
+def build(settings, device):
+    """Return the model and the method that a run with these settings starts from: (AVClassifier, Method).
+
+    Raises:
+        InputError: other runs or weights that they need are missing or do not fit.
+    """
+    torch.manual_seed(settings.random_seed)
+    model, method = build_model(settings)
+    with first_process():  # of several processes one reports what does not fit
+        if settings.weights:
+            load_initial_weights(model, settings.weights, settings.backbone)
+        method.prepare(model)
+    model.frozen = [name for name in model.modalities if settings.freeze in (name, "both")]
+    model.amp = settings.amp == "bf16"
+    model.to(device, memory_format=torch.channels_last)  # 1.6 times as fast on the CPU
+    if settings.compile:
+        compile_when_run([model.encoder(name) for name in model.modalities], device)
+    return model, method
+
+
+def build_optimizer(model, settings):
+    """Return the optimiser that --optimizer names and its schedule, as the authors have them.
+
+    sgd has momentum 0.9, weight decay 1e-4, and a learning rate that decays at --lr_decay_step. Adam is AdamW with
+    weight decay 0.01, AdaGrad has no weight decay; both keep their learning rate.
+    """
+    rate, steps = settings.learning_rate, []
+    if settings.optimizer == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4)
+        steps = settings.lr_decay_step
+    elif settings.optimizer == "AdaGrad":
+        optimizer = torch.optim.Adagrad(model.parameters(), lr=rate)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=0.01)
+    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, steps, settings.lr_decay_ratio)

@@ -1,0 +1,121 @@
+"""Evaluation, shared by training and valid.py."""
+
+import copy
+import itertools
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score, f1_score
+
+from engine.batchnorm import batches_kept, refresh_batchnorm
+from utils.batches import to_device
+from utils.processes import gather, size
+
+
+@torch.inference_mode()
+def predict(model, loader, device):
+    """Return a model's probabilities for every clip of a loader.
+
+    Args:
+        model: AVClassifier; left in evaluation mode.
+        loader: of dataset/loader.py; in several processes each sees its part.
+        device: where the model is.
+
+    Returns:
+        {"label": (M,), and per branch probabilities (M, C)} on the CPU, in the loader's order.
+    """
+    model.eval()
+    labels, logits = [], {branch: [] for branch in model.branches}
+    for batch in loader:
+        inputs, label = to_device(batch, device)
+        labels.append(label)
+        for branch, output in model(inputs).items():
+            logits[branch].append(output)
+    predictions = {"label": torch.cat(labels).cpu()}
+    predictions |= {branch: torch.cat(parts).float().softmax(dim=1).cpu() for branch, parts in logits.items()}
+    return gather_predictions(predictions, loader.sampler) if size() > 1 else predictions
+
+
+def evaluate(model, loader, device):
+    """Return the accuracies of every branch, and the predictions they come from.
+
+    Returns:
+        accuracies: {"fused": .., and each modality: ..}, 0 to 1.
+        predictions: as `predict` returns them.
+    """
+    predictions = predict(model, loader, device)
+    return {branch: accuracy(predictions, branch) for branch in model.branches}, predictions
+
+
+def evaluate_epoch(model, data, device):
+    """Return what the log's row of an epoch says of the split that chooses the best epoch.
+
+    Returns:
+        {"split": .., "fused": .., and each modality: ..}, and with held-out clips "val_loss", which G-Blending needs.
+    """
+    accuracies, predictions = evaluate(model, data.choosing, device)
+    row = {"split": data.chosen_on, **accuracies}
+    return row | {"val_loss": mean_loss(predictions)} if data.chosen_on == "val" else row
+
+
+def mean_loss(predictions):
+    """Return the cross-entropy of the fused branch's predictions, mean per clip."""
+    probability = predictions["fused"].double().gather(1, predictions["label"].unsqueeze(1))
+    return -probability.clamp(min=1e-30).log().mean().item()
+
+
+def untrained_losses(model, data, batch_size, device):
+    """Return the losses of the initial model, {"loss": on training clips, "val_loss": on held-out ones}, mean per clip.
+
+    Measured on a copy of the model, whose BatchNorm has seen clips as in every evaluation.
+    """
+    model = copy.deepcopy(model)
+    data.train.set_epoch(0)
+    first = itertools.islice(data.train, batches_kept(batch_size))
+    refresh_batchnorm(model, [to_device(batch, device)[0] for batch in first])
+    losses = [mean_loss(predict(model, loader, device)) for loader in (data.train, data.choosing)]
+    return dict(zip(("loss", "val_loss"), losses, strict=True))
+
+
+def gather_predictions(predictions, sampler):
+    """Return the predictions of all processes, every clip once and in the order of the clips' numbers."""
+    parts = gather(([number for batch in sampler for number in batch], predictions))
+    _, order = np.unique([number for numbers, _ in parts for number in numbers], return_index=True)
+    return {name: torch.cat([values[name] for _, values in parts])[order] for name in predictions}
+
+
+def class_names(names, n_classes):
+    """Return the names of a model's classes, with numbers for those that have none."""
+    return [*names, *map(str, range(len(names), n_classes))][:n_classes]
+
+
+def accuracy(predictions, branch, of_class=None):
+    """Return the share of clips, or of those labelled `of_class`, whose top class is right; None if there are none."""
+    if branch not in predictions:
+        return None
+    hits = predictions[branch].argmax(dim=1) == predictions["label"]
+    if of_class is not None:
+        hits = hits[predictions["label"] == of_class]
+    return hits.double().mean().item() if len(hits) else None
+
+
+def macro_f1(predictions, branch):
+    """Return F1 of the top class, its plain mean over the classes that have a clip; None for a missing branch.
+
+    A class that is never predicted counts as 0. As scikit-learn's f1_score over those classes.
+    """
+    if branch not in predictions:
+        return None
+    label, predicted = predictions["label"].numpy(), predictions[branch].argmax(dim=1).numpy()
+    return float(f1_score(label, predicted, labels=np.unique(label), average="macro", zero_division=0))
+
+
+def mean_average_precision(predictions, branch):
+    """Return the average precision of each class against the rest, its mean as in `macro_f1`.
+
+    As scikit-learn's average_precision_score: a step at every distinct probability, without interpolation.
+    """
+    if branch not in predictions:
+        return None
+    label, probability = predictions["label"].numpy(), predictions[branch].numpy()
+    return float(np.mean([average_precision_score(label == c, probability[:, c]) for c in np.unique(label)]))

@@ -1,0 +1,23 @@
+"""torchrun without its report: a process that fails has reported the reason in one line already.
+
+    python -m engine.launch --standalone --nproc_per_node=2 main_dgl.py --train ...     # flags as torchrun's
+
+The exit status is that of the process that failed first, or 128 + the number of the signal.
+"""
+
+import logging
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+if __name__ == "__main__":
+    logging.disable(logging.ERROR)
+    try:
+        main()
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        sys.exit(status if status > 0 else 128 - status)
+    except SignalException as interruption:
+        sys.exit(128 + interruption.sigval)

@@ -1,0 +1,106 @@
+"""What is measured while a model trains: losses, right answers, gradient norms."""
+
+import math
+
+import torch
+
+from engine.gradients import CLIP_NORM, modules_of
+from utils.batches import to_device
+from utils.errors import InputError
+from utils.processes import first_process, size, total
+from utils.progress import progress_bar
+from utils.seeds import derived_seed
+
+READ_EVERY = 20  # steps after which a GPU is asked for its values: at every step it would wait for the host
+
+
+def loss_name(branch):
+    """Return the name of a branch's training loss in the log."""
+    return "loss" if branch == "fused" else f"loss_{branch}"
+
+
+def branches_of(row):
+    """Return the branches that a row of the log has metrics of, the fused one first."""
+    return [name for name in row if f"train_{name}" in row]
+
+
+class Meter:
+    """Means over the steps of an epoch, over all processes. The values stay on the device until they are read.
+
+    Args:
+        model: AVClassifier.
+        loader: of the training clips, which says which clips are in a step.
+    """
+
+    def __init__(self, model, loader):
+        self.loader, self.branches = loader, model.branches
+        self.names = [loss_name(branch) for branch in model.branches] + [f"train_{branch}" for branch in model.branches]
+        self.names += [*(f"gradient_{name}" for name in modules_of(model)), "gradient_norm", "clipped"]
+        self.norms, self.unread = [], []
+        self.every = READ_EVERY if next(model.parameters()).is_cuda else 1
+        self.steps, self.totals = [], [0.0] * len(self.names)  # values of every step, and their sums
+
+    def add_gradients(self, norms):
+        """Add what `clip_gradients` returned, once per optimiser step."""
+        self.norms.append(norms)
+
+    def add_batch(self, outputs, label):
+        """Add a batch: {branch: Output}, and labels (B, ...).
+
+        Raises:
+            InputError: a loss or a gradient of a step that has been read is not finite.
+        """
+        norms = torch.stack(self.norms)
+        losses = [outputs[branch].loss.detach() for branch in self.branches]
+        hits = [(outputs[branch].logits.argmax(dim=1) == label).to(norms).mean() for branch in self.branches]
+        clipped = (norms[:, -1] > CLIP_NORM).to(norms).mean()
+        row = torch.cat([torch.stack([*losses, *hits]).to(norms), norms.amax(dim=0), clipped.view(1)])
+        self.unread.append(row)
+        self.norms = []
+        if len(self.unread) == self.every or len(self.steps) + len(self.unread) == len(self.loader):
+            self.read()
+
+    def read(self):
+        """Fetch the values of the steps since the last time, and check that they are finite."""
+        rows = (total(torch.stack(self.unread)) / size()).tolist()
+        self.unread = []
+        for row in rows:
+            if not all(map(math.isfinite, row)):
+                self.report_divergence(len(self.steps))
+            self.steps.append(dict(zip(self.names, row, strict=True)))
+            self.totals = [sum(pair) for pair in zip(self.totals, row, strict=True)]
+
+    def report_divergence(self, step):
+        """Raise InputError for a step whose loss or gradient is not finite."""
+        clips = self.loader.dataset.clips
+        names = ", ".join(clips[number].id for number in self.loader.sampler.batches()[step])
+        with first_process():  # of several processes one reports
+            raise InputError(
+                f"loss or gradient not finite in epoch {self.loader.dataset.epoch}, step {step}: use a lower "
+                f"--learning_rate, or look at its clips; nothing of this epoch is saved; clips {names}"
+            )
+
+    def means(self):
+        """Return the means of all steps so far, {name: value}."""
+        return {name: value / len(self.steps) for name, value in zip(self.names, self.totals, strict=True)}
+
+    def __str__(self):
+        """Return the mean loss and accuracies so far, for the progress bar."""
+        if not self.steps:
+            return ""
+        means = self.means()
+        accuracies = "  ".join(f"{branch} {means[f'train_{branch}']:.3f}" for branch in self.branches)
+        return f"loss {means['loss']:.3f}  {accuracies}"
+
+
+def batches(loader, device, meter):
+    """Yield a loader's batches on the device, (inputs, label), behind a progress bar that shows the meter.
+
+    Before each batch PyTorch's generator is seeded by (seed, epoch, step), for methods that draw noise.
+    """
+    dataset = loader.dataset
+    bar = progress_bar(loader, f"epoch {dataset.epoch}", leave=False)
+    for number, batch in enumerate(bar):
+        torch.manual_seed(derived_seed(dataset.seed, dataset.epoch, "noise", number))
+        yield to_device(batch, device)
+        bar.set_postfix_str(str(meter), refresh=False)

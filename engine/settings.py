@@ -1,0 +1,123 @@
+"""The settings of a run: from the command line, from run.json, and from checkpoints."""
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from dataset import DATASETS
+from methods import METHODS, check_flags, describe, resolve
+from models.backbone import BACKBONES
+from models.basic_model import MODALITIES
+from models.fusion_modules import FUSION_MODULES
+from utils import config
+from utils.errors import InputError
+
+CHOICES = {
+    "dataset": DATASETS,
+    "fusion_method": FUSION_MODULES,
+    "modality": MODALITIES,
+    "backbone": BACKBONES,
+    "method": METHODS,
+}
+NOT_AGAIN = {"train", "resume", "overwrite", "config", "ckpt_path", "tensorboard_path", "gradient_report", "modality"}
+
+
+def training_parser():
+    """Return the parser of main_dgl.py."""
+    about = "Train with Disentangled Gradient Learning or a baseline; without --train, evaluate best.pth."
+    return config.build_parser("main", about, CHOICES)
+
+
+def validation_parser():
+    """Return the parser of valid.py."""
+    about = (
+        "Evaluate checkpoints. Model and data are rebuilt from the checkpoint; any other flag overrides its setting."
+    )
+    parser = config.build_parser("valid", about, CHOICES)
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH", help="as --ckpt_path; with neither, the newest best.pth below ckpt/"
+    )
+    for action in parser._actions:
+        if action.dest == "ckpt_path":
+            action.nargs = "+"
+    return parser
+
+
+def parse_training(argv=None):
+    """Parse the flags of main_dgl.py -> (settings, typed): a complete Namespace, and {name: value} of those typed.
+
+    Raises:
+        InputError: a flag is wrong, or contradicts another.
+    """
+    parser = training_parser()
+    settings, typed = config.parse(parser, argv)
+    settings = complete(vars(with_recorded(settings, parser, argv)))
+    check_flags(settings, typed)
+    for name in ("tensorboard_path", "tensorboard_steps"):
+        if name in typed and not settings.use_tensorboard:
+            print(f"warning: --{name}: no effect without --use_tensorboard", file=sys.stderr)
+    return settings, typed
+
+
+def complete(settings):
+    """Return settings {name: value} as a Namespace, resolved, with the dataset's paths and number of frames."""
+    settings = resolve(settings)
+    entry = DATASETS[settings["dataset"]]
+    for name in config.PATHS:
+        settings[name] = settings[name] or getattr(entry.index, name)
+    settings["num_frame"] = settings["num_frame"] or entry.num_frame
+    return Namespace(**settings)
+
+
+def with_recorded(settings, parser, argv):
+    """Return the settings of a command line; flags that were not typed are as in the run of --config or --resume.
+
+    Raises:
+        InputError: there is no such run, or it has a value that its flag does not take.
+    """
+    from engine.folder import read_record, recorded_settings
+
+    path = settings.config or (settings.ckpt_path if settings.resume else None)
+    recorded = None
+    if path:
+        recorded = read_record(path)["settings"] if settings.config else recorded_settings(path)
+    if not recorded:
+        return settings
+    recorded = {name: value for name, value in resolve(recorded).items() if name not in NOT_AGAIN}
+    try:
+        again = vars(config.parse_settings(training_parser(), recorded))
+    except InputError as error:
+        raise InputError(f"{path}: its settings cannot be used: {error}") from None
+    parser.set_defaults(**{name: again[name] for name in recorded if name in again})
+    return parser.parse_args(argv)
+
+
+def find_checkpoints(paths):
+    """Return the files that paths of checkpoints or run folders stand for; without paths, the newest best.pth.
+
+    Raises:
+        InputError: no path is given, and there is no best.pth below ckpt/.
+    """
+    if not paths:
+        found = sorted(Path("ckpt").rglob("best.pth"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise InputError(
+                "ckpt: no best.pth below it; train with main_dgl.py --train, or name a run with --ckpt_path"
+            )
+        *others, newest = map(str, found)
+        print(
+            f"{newest}: the newest of {len(found)} run(s) below ckpt/{'; others: ' * bool(others)}{', '.join(others)}"
+        )
+        return [newest]
+    return [os.path.join(path, "best.pth") if os.path.isdir(path) else path for path in paths]
+
+
+def in_words(settings):
+    """Return a run's method, the value that was tuned, and its seed: 'DGL, alpha 4, seed 0'."""
+    return f"{label(*describe(settings))}, seed {settings['random_seed']}"
+
+
+def label(method, value):
+    """Return a method and its tuned value, as `describe` returns them, as text for legends and titles."""
+    return method if value is None else f"{method}, alpha {value:g}"

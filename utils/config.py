@@ -1,0 +1,432 @@
+"""Every flag of main_dgl.py and valid.py, once: name, type, default, help, group, and whether it changes results.
+
+The parsers, run.json, the checks before a run is resumed, the names of run folders, and docs/flags.md are made from
+this table. `python -m utils.config` prints docs/flags.md.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from utils.errors import OneLineParser
+
+
+def at_least(minimum, kind=int):
+    """Return an argparse type: a finite number of `kind` that is not below `minimum`."""
+
+    def number(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not minimum <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least {minimum}")
+        return value
+
+    return number
+
+
+def number_that(holds, words):
+    """Return an argparse type: a finite number of at least 0 for which `holds` is true; `words` say it in errors."""
+
+    def number(text):
+        value = at_least(0, float)(text)
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {words}")
+        return value
+
+    return number
+
+
+positive = number_that(lambda value: value > 0, "above 0")
+ratio = number_that(lambda value: 0 < value < 1, "between 0 and 1")
+share = number_that(lambda value: value <= 1, "at most 1")
+number, count, one_or_more = at_least(0, float), at_least(0), at_least(1)
+
+
+def integers(text):
+    """Parse '[70]', '30,60' or '30 60' into a list of integers of at least 0; '[]' is the empty list."""
+    return [count(word) for word in text.strip().strip("[]()").replace(",", " ").split()]
+
+
+def weights(text):
+    """Parse '0.2,0.5,0.3' or '0.2 0.5 0.3' into a list of numbers of at least 0."""
+    return [number(word) for word in text.strip().strip("[]").replace(",", " ").split()]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of the command line.
+
+    Attributes:
+        name: as it is typed, without the dashes, and as run.json records it.
+        group: heading in --help.
+        help: what it does and when to change it, without the default.
+        type: converts the typed text; bool for a flag without a value.
+        choices: the values it takes; () where the caller of `build_parser` gives them, or any value is fine.
+        results: whether it changes results. Such flags are part of a run's folder name and must stay when it resumes.
+        methods: names of the methods that it belongs to; () for all.
+        scripts: which scripts take it, main_dgl.py ("main") or valid.py ("valid").
+    """
+
+    name: str
+    group: str
+    help: str
+    type: Callable = str
+    default: object = None
+    choices: tuple = ()
+    metavar: str | None = None
+    results: bool = True
+    aliases: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    scripts: tuple[str, ...] = ("main",)
+
+    def default_text(self):
+        """Return the default as it would be typed; "" if there is none."""
+        if self.type is bool or self.default in (None, []):
+            return ""
+        return self.default if isinstance(self.default, str) else format_value(self.default)
+
+    def help_text(self):
+        """Return the help with the methods in front and the default behind."""
+        owners = f"{', '.join(self.methods)}: " if self.methods else ""
+        default = self.default_text()
+        return owners + self.help + (f" (default: {default})" if default else "")
+
+
+DGL, OGM, BOTH = ("dgl", "no_mgt", "no_ugt", "no_mgt+no_ugt"), ("ogm", "ogm_ge"), ("main", "valid")
+
+# Settings outside the group "run" that do not change results: a resumed run may change them.
+FREE = {
+    "audio_path",
+    "visual_path",
+    "split_path",
+    "cache_path",
+    "cache_gb",
+    "num_workers",
+    "epochs",
+    "gblend_runs",
+    "umt_audio",
+    "umt_visual",
+}
+ALIASES = {"num_frame": ("use_video_frames",)}
+
+
+def flags(group, *rows, **rest):
+    """Return the Flags of rows (name, type or choices, default, metavar, help)."""
+    found = []
+    for name, kind, default, metavar, text in rows:
+        kinds = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
+        kinds |= {"results": group != "run" and name not in FREE, "aliases": ALIASES.get(name, ())}
+        found.append(Flag(name, group, text, default=default, metavar=metavar, **kinds, **rest))
+    return found
+
+
+# fmt: off
+FLAGS = (  # name, type or choices, default, metavar, help
+    *flags(
+        "data",
+        ("dataset", str, "CREMAD", None, "dataset"),
+        ("audio_path", str, None, "DIR", "folder of the wav files (default: the dataset's)"),
+        ("visual_path", str, None, "DIR", "folder that holds the frames (default: the dataset's)"),
+        ("split_path", str, None, "DIR", "folder of the dataset's lists (default: the dataset's)"),
+        ("fps", one_or_more, 1, "N", "read frames that were extracted at N per second"),
+        ("num_frame", one_or_more, None, "N", "frames per clip (default: the dataset's); clips with fewer are skipped"),
+        ("image_size", at_least(32), 224, "PIXELS", "side of the square frames; 64 suits small machines"),
+        (
+            "val_ratio", ratio, None, "R",
+            "hold out this share of the training clips, stratified and by seed, and choose the best epoch on them "
+            "(default: none; the best epoch is chosen on the test set, as in the literature)",
+        ),
+        (
+            "cache_path", str, "train_test_data/.cache", "DIR",
+            "decoded clips, kept between runs; can be deleted at any time",
+        ),
+        (
+            "cache_gb", number, 16.0, "GB",
+            "limit for the size of --cache_path; clips that do not fit are decoded each time; 0 keeps none",
+        ),
+        ("batch_size", one_or_more, 64, "N", "clips per batch, over all processes"),
+        (
+            "num_workers", count, None, "N",
+            "data-loading workers (default: one per core, at most 16; on the CPU one per 8 cores)",
+        ),
+        scripts=BOTH,
+    ),
+    *flags(
+        "model",
+        ("fusion_method", str, "concat", None, "fusion module"),
+        (
+            "modality", str, None, None,
+            "full: all encoders; audio, visual: as --method audio, visual (default: the method's)",
+        ),
+        ("backbone", str, "resnet18", None, "architecture of the encoders"),
+        (
+            "weights", str, None, "FILE",
+            "initial weights of the encoders: imagenet for torchvision's, or FILE[,FILE], checkpoints or state dicts "
+            "(default: random)",
+        ),
+        ("freeze", ("audio", "visual", "both"), None, None, "do not train this encoder, or both"),
+    ),
+    *flags(
+        "optimisation",
+        ("epochs", one_or_more, 100, "N", "epochs"),
+        (
+            "optimizer", ("sgd", "AdaGrad", "Adam"), "sgd", None,
+            "sgd has momentum 0.9, weight decay 1e-4 and the schedule; Adam is AdamW with weight decay 0.01; Adam and "
+            "AdaGrad have no schedule",
+        ),
+        ("learning_rate", positive, 0.001, "LR", "learning rate"),
+        (
+            "lr_decay_step", integers, [70], "EPOCHS",
+            "epochs, counted from 0, at which the learning rate decays, such as '[70]' or 30,60",
+        ),
+        ("lr_decay_ratio", positive, 0.1, "R", "decay factor"),
+        ("random_seed", count, 0, "N", "initial weights, order of clips, crops"),
+        ("compile", bool, False, None, "compile the encoders (torch.compile): slow at first, then faster"),
+        ("amp", ("bf16",), None, None, "train the encoders in this type by autocast (default: float32)"),
+        ("deterministic", bool, False, None, "on a GPU: slower kernels that give the same bits each time, and no TF32"),
+    ),
+    *flags(
+        "method",
+        (
+            "method", str, None, None,
+            "how to train (default: dgl); joint is ordinary end-to-end training of the same model, the baseline",
+        ),
+        ("modulation", ("Normal", "OGM", "OGM_GE"), None, None, "the authors' name for --method ogm, ogm_ge"),
+        ("no_mgt", bool, False, None, "--method no_mgt: the multimodal gradient reaches the encoders"),
+        ("no_ugt", bool, False, None, "--method no_ugt: the unimodal gradient reaches the fusion module"),
+    ),
+    *flags(
+        "method",
+        ("alpha", number, 4.0, "A", "weight of the unimodal losses, the one value to tune: try 1 to 8"),
+        methods=DGL,
+    ),
+    *flags(
+        "method",
+        ("ogm_alpha", number, 0.1, "A", "strength of the modulation"),
+        ("modulation_starts", count, 0, "EPOCH", "first epoch, counted from 0, that is modulated"),
+        ("modulation_ends", count, 50, "EPOCH", "last epoch, counted from 0, that is modulated"),
+        methods=OGM,
+    ),
+    *flags(
+        "method",
+        ("gblend_runs", str, None, "DIR,DIR,DIR", "finished runs of joint, audio, visual with --val_ratio"),
+        ("gblend_weights", weights, None, "W,W,W", "weights of the joint and each unimodal loss, such as 0.2,0.5,0.3"),
+        methods=("gblend",),
+    ),
+    *flags(
+        "method",
+        ("agm_alpha", number, 1.0, "A", "strength of the modulation"),
+        ("agm_mask", ("shared", "passes"), "shared", None, "shared: one masked clip; passes: whole batches"),
+        ("agm_ends", count, 20, "EPOCH", "last epoch, counted from 0, that is modulated"),
+        methods=("agm",),
+    ),
+    *flags(
+        "method",
+        ("pmr_alpha", number, 1.0, "A", "weight of the slower modality's prototype loss"),
+        ("pmr_mu", number, 0.01, "MU", "weight of the leading modality's entropy"),
+        ("pmr_momentum", share, 0.2, "SHARE", "share of the old prototypes in the new ones, 0 to 1"),
+        ("pmr_entropy", count, 10, "EPOCHS", "number of epochs, from the first, that have the entropy term"),
+        ("pmr_ends", count, 70, "EPOCH", "last epoch, counted from 0, that is rebalanced"),
+        ("pmr_rule", ("paper", "code"), "paper", None, "coefficients of the paper or of the published code"),
+        methods=("pmr",),
+    ),
+    *flags(
+        "method",
+        ("mmpareto_gamma", number, 1.5, "GAMMA", "factor of the encoders' gradients"),
+        (
+            "mmpareto_rescale", ("encoder", "tensor"), "encoder", None,
+            "whether an encoder's length is restored as a whole or for each tensor",
+        ),
+        methods=("mmpareto",),
+    ),
+    *flags(
+        "method",
+        ("mla_projection", ("on", "off"), "on", None, "off: plain alternation, as the published code"),
+        methods=("mla",),
+    ),
+    *flags(
+        "method",
+        ("lfm_weights", ("heuristic", "fitted"), "heuristic", None, "how the matching loss is weighted by epoch"),
+        methods=("lfm",),
+    ),
+    *flags(
+        "method",
+        ("relearn_lambda", number, 3.0, "LAMBDA", "how strongly an encoder returns to its initial weights"),
+        ("relearn_every", one_or_more, 20, "EPOCHS", "epochs between two re-learning steps"),
+        ("relearn_times", count, 3, "N", "maximum number of re-learning steps"),
+        methods=("relearn",),
+    ),
+    *flags(
+        "method",
+        ("umt_audio", str, None, "FILE", "audio teacher, best.pth of a run of --method audio"),
+        ("umt_visual", str, None, "FILE", "visual teacher, best.pth of a run of --method visual"),
+        (
+            "umt_lambda", number, 10.0, "LAMBDA",
+            "weight of the distance to the teachers' features, to tune: try 1, 10, 50",
+        ),
+        methods=("umt",),
+    ),
+    *flags(
+        "method",
+        ("inforeg_beta", number, 0.9, "BETA", "strength of the regulation"),
+        (
+            "inforeg_k", at_least(-math.inf, float), 0.04, "K",
+            "rise of an encoder's trace above which the encoder is regulated",
+        ),
+        ("inforeg_unimodal", number, 0.0, "W", "weight of unimodal losses with heads of their own; InfoReg* has 1"),
+        methods=("inforeg",),
+    ),
+    *flags(
+        "run",
+        ("train", bool, False, None, "train; without it, evaluate CKPT_PATH/best.pth"),
+        ("max_skipped", share, 0.05, "R", "continue without damaged clips up to this share of all clips"),
+        (
+            "ckpt_path", str, None, "DIR",
+            "folder for best.pth, last.pth, log.jsonl, run.json, result.json and figures (default: a folder below "
+            "ckpt/ that the settings name); the same command again resumes the run in it",
+        ),
+        ("resume", bool, False, None, "take every flag that is not typed from the run in CKPT_PATH"),
+        ("overwrite", bool, False, None, "remove the run that is in the folder and start again"),
+        (
+            "config", str, None, "FILE",
+            "run.json of a run: take every flag that is not typed from it, except its folder",
+        ),
+    ),
+    *flags(
+        "run",
+        ("device", str, "auto", None, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps"),
+        ("gpu_ids", integers, [], "ID", "GPU to use, by number"),
+        scripts=BOTH,
+    ),
+    *flags(
+        "run",
+        ("use_tensorboard", bool, False, None, "write losses, accuracies and gradient norms for TensorBoard"),
+        (
+            "tensorboard_path", str, None, "DIR",
+            "folder for TensorBoard; each run has a subfolder named after CKPT_PATH (default: CKPT_PATH/tensorboard)",
+        ),
+        ("tensorboard_steps", bool, False, None, "write TensorBoard's series for every step, too"),
+        (
+            "gradient_report", bool, False, None,
+            "instead of training, run one batch and print how strongly each loss reaches each module",
+        ),
+    ),
+    *flags(
+        "run",
+        (
+            "ckpt_path", str, None, "PATH",
+            "best.pth or last.pth of a run, or its folder for best.pth; several are compared in one table",
+        ),
+        ("video", str, None, "FILE", "show the top classes of this video instead, in any format that FFmpeg reads"),
+        (
+            "linear_probe", bool, False, None,
+            "also fit a linear classifier on each frozen encoder's training features and report its test accuracy",
+        ),
+        ("json", str, None, "FILE", "also write the metrics to this file; a list for several checkpoints"),
+        ("confusion", str, None, "FILE", "also draw the confusion matrices to this PNG file"),
+        ("predictions", str, None, "FILE", "also write every clip's predictions to this CSV file"),
+        scripts=("valid",),
+    ),
+)
+# fmt: on
+
+TRAINING = {flag.name: flag for flag in FLAGS if "main" in flag.scripts}
+OF_METHODS = {name: flag for name, flag in TRAINING.items() if flag.methods}
+DEFAULTS = {name: flag.default for name, flag in TRAINING.items()}
+PATHS = ("audio_path", "visual_path", "split_path")  # where a dataset's files are
+
+
+def changes_results(name):
+    """Return True if the setting `name` changes a run's results."""
+    return name in TRAINING and TRAINING[name].results
+
+
+def build_parser(script, description, choices):
+    """Return the parser of main_dgl.py ("main") or valid.py ("valid").
+
+    Args:
+        choices: {flag name: the values that it takes}, for the flags whose values other packages define.
+    """
+    parser = OneLineParser(description=description)
+    groups = {}
+    for flag in FLAGS:
+        if script not in flag.scripts:
+            continue
+        flag = replace(flag, choices=tuple(choices.get(flag.name, flag.choices)))
+        group = groups.setdefault(flag.group, None) or parser.add_argument_group(flag.group)
+        groups[flag.group] = group
+        names = [f"--{name}" for name in (flag.name, *flag.aliases)]
+        if flag.type is bool:
+            group.add_argument(*names, action="store_true", help=flag.help_text())
+        else:
+            group.add_argument(
+                *names,
+                type=flag.type,
+                default=flag.default,
+                choices=flag.choices or None,
+                metavar=None if flag.choices else flag.metavar or flag.name.upper(),
+                help=flag.help_text().replace("%", "%%"),
+            )
+    return parser
+
+
+def parse(parser, argv=None):
+    """Parse argv into (settings, typed): a Namespace with every flag, and {name: value} of the typed ones only."""
+    settings = parser.parse_args(argv)
+    untyped = object()
+    defaults = {name: parser.get_default(name) for name in vars(settings)}
+    parser.set_defaults(**dict.fromkeys(vars(settings), untyped))
+    typed = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not untyped}
+    parser.set_defaults(**defaults)
+    return settings, typed
+
+
+def parse_settings(parser, settings):
+    """Parse {name: plain value} as if it had been typed; values None and False count as not typed.
+
+    Raises:
+        InputError: a flag does not take its value.
+    """
+    typed = {name: value for name, value in settings.items() if value is not None and value is not False}
+    return parser.parse_args([f"--{name}" if value is True else f"--{name}={value}" for name, value in typed.items()])
+
+
+def differing(settings, others):
+    """Return where two runs' settings differ in what changes results: [(name, value, other value), ...]."""
+    names = [name for name in TRAINING if changes_results(name) and name in {*settings, *others}]
+    values = ((name, settings.get(name), others.get(name)) for name in names)
+    return [(name, ours, theirs) for name, ours, theirs in values if ours != theirs]
+
+
+def format_value(value):
+    """Return a setting's value as text for tables and folder names."""
+    if isinstance(value, list):
+        return ",".join(map(format_value, value))
+    return f"{value:g}" if isinstance(value, float) else os.path.basename(str(value))
+
+
+def as_markdown():
+    """Return docs/flags.md."""
+    lines = [
+        "# Flags",
+        "",
+        "`main_dgl.py` and `valid.py` take these flags; `python main_dgl.py --help` lists them too.",
+    ]
+    lines += ["A flag marked `*` changes results: it is part of a run's folder name and must stay when a run resumes."]
+    for group in dict.fromkeys(flag.group for flag in FLAGS):
+        lines += ["", f"## {group.capitalize()}", "", "| flag | default | what it does |", "|---|---|---|"]
+        for flag in FLAGS:
+            if flag.group == group:
+                default = f"`{flag.default_text()}`" if flag.default_text() else ""
+                only = "" if "main" in flag.scripts else " (`valid.py`)"
+                owners = f"`{'`, `'.join(flag.methods)}`: " if flag.methods else ""
+                lines.append(f"| `--{flag.name}`{' *' * flag.results}{only} | {default} | {owners}{flag.help} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

@@ -1,9 +1,0 @@
-"""Randomness that follows (seed, epoch, clip), never the number of workers or their timing."""
-
-import hashlib
-
-
-def derived_seed(*parts):
-    """A 63-bit seed that is a function of `parts`, the same in every process and on every machine."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
