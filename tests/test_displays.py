@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import time
 from functools import partial
 
 import cv2
@@ -310,6 +311,7 @@ def test_the_steps_of_an_epoch_that_is_done_again_are_replaced(tmp_path):
         board = Board(tmp_path, {"alpha": 2.0}, [], first)
         board.add_epoch(row, [{"loss": value} for value in values])
         board.close()
+        time.sleep(1.1)  # the files are read in the order of their names, which begin with the second
     by_step = series_of(board_of(tmp_path / "steps"))
     assert by_step["loss_by_step/fused"] == list(enumerate([0, 1, 2, 30, 40]))
     assert series_of(board_of(tmp_path))["gradient/fusion"] == [(0, 1.0)]
