@@ -17,7 +17,7 @@ from dataset.loader import Data
 from engine.batchnorm import batches_kept, check_batch_size, refresh_batchnorm
 from engine.build import build, build_optimizer
 from engine.checkpoint import best_of, load_best, resume, save_epoch
-from engine.device import choose_device, set_precision
+from engine.device import choose_device, return_freed_memory, set_precision
 from engine.distributed import processes
 from engine.evaluation import class_names, evaluate, evaluate_epoch
 from engine.folder import check_data, folder_of, is_finished, opened
@@ -30,7 +30,6 @@ from methods.base import Method, score
 from utils.errors import InputError, run
 from utils.files import looked_in
 from utils.processes import first_process
-from valid import validate
 
 
 def dgl_step(model, inputs, label, alpha):
@@ -165,6 +164,7 @@ def main():
     if settings.gradient_report:
         show_gradients(settings)
     elif settings.train:
+        return_freed_memory()
         device = choose_device(settings.device, settings.gpu_ids)
         with processes(device), opened(settings):
             if is_finished(settings):
@@ -177,6 +177,8 @@ def main():
             raise InputError(
                 f"{path}: no such file{looked_in(path)}; --train trains it, valid.py evaluates any checkpoint"
             )
+        from valid import validate  # and scikit-learn, 85 MB that training does without
+
         validate([path], typed)
 
 

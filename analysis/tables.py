@@ -1,8 +1,10 @@
 """Metrics of a model's predictions, and the tables of them that valid.py prints and writes."""
 
+import numpy as np
 import torch
+from sklearn.metrics import average_precision_score, f1_score
 
-from engine.evaluation import accuracy, class_names, macro_f1, mean_average_precision
+from engine.evaluation import accuracy, class_names
 from utils.files import write_csv
 
 # The metrics of a table, by name: {branch: value} of each; None of one that was not asked for.
@@ -17,6 +19,28 @@ METRICS = {
 def branches_of(predictions):
     """Return the branches that predictions have, the fused one first."""
     return [name for name in predictions if name != "label"]
+
+
+def macro_f1(predictions, branch):
+    """Return F1 of the top class, its plain mean over the classes that have a clip; None for a missing branch.
+
+    A class that is never predicted counts as 0. As scikit-learn's f1_score over those classes.
+    """
+    if branch not in predictions:
+        return None
+    label, predicted = predictions["label"].numpy(), predictions[branch].argmax(dim=1).numpy()
+    return float(f1_score(label, predicted, labels=np.unique(label), average="macro", zero_division=0))
+
+
+def mean_average_precision(predictions, branch):
+    """Return the average precision of each class against the rest, its mean as in `macro_f1`.
+
+    As scikit-learn's average_precision_score: a step at every distinct probability, without interpolation.
+    """
+    if branch not in predictions:
+        return None
+    label, probability = predictions["label"].numpy(), predictions[branch].numpy()
+    return float(np.mean([average_precision_score(label == c, probability[:, c]) for c in np.unique(label)]))
 
 
 def measure(predictions, classes):

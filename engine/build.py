@@ -15,9 +15,8 @@ def build_model(settings):
 
     Weights are drawn from PyTorch's generator: encoders, joint head, then the heads of the method.
     """
-    model = AVClassifier(
-        DATASETS[settings.dataset].n_classes, settings.fusion_method, settings.modality, settings.backbone
-    )
+    classes = DATASETS[settings.dataset].n_classes
+    model = AVClassifier(classes, settings.fusion_method, settings.modality, settings.backbone, settings.alone)
     return model, build_method(settings, model)
 
 

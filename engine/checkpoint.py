@@ -21,7 +21,7 @@ BEST = "best.pth"
 OF_THE_DATA = {"dataset", "audio_path", "visual_path", "split_path", "fps", "num_frame", "image_size", "batch_size"}
 OF_THE_DATA |= {"val_ratio", "random_seed"}
 OF_THE_MODEL = {"method", "modality", "modulation", "no_mgt", "no_ugt", *OF_METHODS}
-OF_THE_MODEL |= {"fusion_method", "backbone", "deterministic"}
+OF_THE_MODEL |= {"fusion_method", "backbone", "alone", "deterministic"}
 
 
 def save(path, model, settings, **state):

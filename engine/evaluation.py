@@ -5,7 +5,6 @@ import itertools
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, f1_score
 
 from engine.batchnorm import batches_kept, refresh_batchnorm
 from utils.batches import to_device
@@ -97,25 +96,3 @@ def accuracy(predictions, branch, of_class=None):
     if of_class is not None:
         hits = hits[predictions["label"] == of_class]
     return hits.double().mean().item() if len(hits) else None
-
-
-def macro_f1(predictions, branch):
-    """Return F1 of the top class, its plain mean over the classes that have a clip; None for a missing branch.
-
-    A class that is never predicted counts as 0. As scikit-learn's f1_score over those classes.
-    """
-    if branch not in predictions:
-        return None
-    label, predicted = predictions["label"].numpy(), predictions[branch].argmax(dim=1).numpy()
-    return float(f1_score(label, predicted, labels=np.unique(label), average="macro", zero_division=0))
-
-
-def mean_average_precision(predictions, branch):
-    """Return the average precision of each class against the rest, its mean as in `macro_f1`.
-
-    As scikit-learn's average_precision_score: a step at every distinct probability, without interpolation.
-    """
-    if branch not in predictions:
-        return None
-    label, probability = predictions["label"].numpy(), predictions[branch].numpy()
-    return float(np.mean([average_precision_score(label == c, probability[:, c]) for c in np.unique(label)]))

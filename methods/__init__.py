@@ -38,6 +38,7 @@ class Entry:
         needs: flags without which the method cannot train; "x or y" for one of two.
         runs: flags that name runs of other methods with the same seed; {name} stands for the folder of such a run.
         own_fusion: whether it brings a fusion of its own, so that --fusion_method has no effect.
+        own_heads: whether it scores one modality by heads of its own, so that --alone has no effect.
     """
 
     label: str
@@ -47,6 +48,7 @@ class Entry:
     needs: tuple[str, ...] = ()
     runs: dict[str, str] = field(default_factory=dict)
     own_fusion: bool = False
+    own_heads: bool = False
 
 
 RUNS = {"gblend_runs": "{joint},{audio},{visual}"}
@@ -58,11 +60,11 @@ METHODS = {  # in the order of tables
     "joint": Entry("joint", Joint),
     "ogm": Entry("OGM", OGM),
     "ogm_ge": Entry("OGM-GE", OGM_GE),
-    "joint_uni": Entry("joint+uni", JointUni),
-    "gblend": Entry("G-Blending", GBlend, needs=("gblend_runs or gblend_weights",), runs=RUNS),
+    "joint_uni": Entry("joint+uni", JointUni, own_heads=True),
+    "gblend": Entry("G-Blending", GBlend, needs=("gblend_runs or gblend_weights",), runs=RUNS, own_heads=True),
     "agm": Entry("AGM", AGM),
     "pmr": Entry("PMR", PMR),
-    "mmpareto": Entry("MMPareto", MMPareto),
+    "mmpareto": Entry("MMPareto", MMPareto, own_heads=True),
     "mla": Entry("MLA", MLA, own_fusion=True),
     "lfm": Entry("LFM (heuristic)", LFM, own_fusion=True),
     "relearn": Entry("Re-learning", Relearn, needs=("val_ratio",)),
@@ -137,6 +139,9 @@ def check_flags(settings, typed):
         print(f"warning: --{name}: no effect with --method {method}", file=sys.stderr)
     if entry.own_fusion and settings.fusion_method != "concat":
         raise InputError(f"--fusion_method {settings.fusion_method}: --method {method} has its own; leave it out")
+    own_heads = entry.own_heads or any(getattr(settings, f"{name}_unimodal", 0) for name in ("inforeg", "relearn"))
+    if settings.alone == "zeros" and (settings.fusion_method == "concat" or own_heads):
+        raise InputError(f"--alone zeros: no effect with --method {method} and {settings.fusion_method}; leave it out")
     for need in entry.needs if settings.train or settings.gradient_report else ():
         if not any(getattr(settings, name) for name in need.split(" or ")):
             raise InputError(f"--method {method}: needs --{need.replace(' or ', ' or --')}; add it")

@@ -7,6 +7,7 @@
 
 w_start are the encoder's weights as the epoch began, so that the first step is that of joint training. L_m reaches
 everything; with --inforeg_unimodal 1 (InfoReg*) the unimodal losses too, by heads of their own.
+Eq. 7 has Tr from squared norms of single clips' gradients at the epoch's end; ours are those of the epoch's batches.
 Defaults of the paper for CREMA-D and Kinetics-Sounds: beta 0.9, K 0.04. Saved: Tr of two epochs, sums.
 
 Eq. 8 as printed is a mean of -log p_y, with which the worse modality would lead; text and code regulate the better.

@@ -1,9 +1,10 @@
 """Joint training with unimodal losses, the "uniform baseline" of Wei and Hu, ICML 2024, arXiv 2405.17730.
 
-    L = L_m + sum of L_u, each unimodal loss with a linear head of its own
+    L = L_m + weight * sum of L_u, each unimodal loss with a linear head of its own (eq. 1, where the weight is 1)
 
 Each encoder gets the gradient of L_m and of its own loss, each head that of its loss. Nothing is saved. Huang et al.,
 CVPR 2025, arXiv 2503.18595, take parts of the joint head for L_u; ours has own heads, as G-Blending and MMPareto.
+With one weight from 1 to 5 this is, by inference, what DGL's Table 4 calls G-Blending.
 """
 
 from methods.base import Method, OwnHeads, encode_all, score
@@ -13,7 +14,7 @@ class JointUni(Method):
     def __init__(self, settings, model):
         super().__init__(settings, model)
         model.fusion_module = OwnHeads(model)
-        self.weights = [1] * len(model.branches)  # of L_m and of each L_u
+        self.weights = [1, *[getattr(settings, "joint_uni_weight", 1)] * len(model.modalities)]  # of L_m and each L_u
 
     def step(self, model, inputs, label):
         return weighted_step(model, inputs, label, self.weights)

@@ -1,12 +1,15 @@
-"""LFM (heuristic): Yang et al., NeurIPS 2024, classification and matching of the modalities' outputs in one loss.
+"""LFM (heuristic): Yang et al., NeurIPS 2024, classification and matching of the modalities in one loss.
 
-    fused = mean of o_u, heads of their own; L = (1 - w) CE(fused) + w match, w = 1 - exp(-1/t), t from 1 by epoch
-    match = mean over pairs and clips of (KL(m | p) + KL(m | q)) / 2, p, q the softmax of two outputs, m their mean
+    fused = mean of o_u, own heads; L = (1 - w) CE(fused) + w match, w = 1 - exp(-1/t), t the epoch from 1 (eq. 1)
+    match = mean over pairs (u, v) of InfoNCE of the features: s(i, k) = cos(z_u,i, z_v,k) / tau,
+            - 1/(2B) sum over i of (log softmax over k of s(i, k) at k = i, and the same of s transposed) (section 3.2)
 
-L reaches everything by its path; the unimodal losses are watched. Nothing is saved, w follows the epoch. match is that
-of the published code, without the factor 2 of its whole loss; the paper is said to match against other clips.
-`--lfm_weights fitted` is that code's curve for CREMA-D, from which follows that it is match whose weight falls. Learned
-weights are left out: the code's step is along another direction than the stated derivative.
+The matching loss reaches the encoders and no head, CE everything. The unimodal losses are watched. Nothing is saved, w
+follows the epoch. The paper has pairs only; their mean is a proposal. It gives no tau. Its classifier is one linear
+layer on the fused features; half the sum of two heads, as in the code, is the same family of functions.
+The published code has another match, `--lfm_match code`: mean over clips of (KL(m | p) + KL(m | q)) / 2, p, q the
+softmax of two outputs, m their mean; ours has not its factor 2 of the whole loss. `--lfm_weights fitted` is that code's
+curve for CREMA-D. Learned weights (eq. 2, 3) are left out: the code's step is along another direction than stated.
 """
 
 import math
@@ -14,8 +17,10 @@ from itertools import combinations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from methods.base import MeanOfHeads, Method, encode_all, score
+from utils.processes import gather_rows, size
 
 EPOCHS = (0, 20, 40, 60, 80, 100, 140, 160, 180)
 FITTED = (0.205, 0.301, 0.400, 0.464, 0.500, 0.539, 0.743, 0.901, 1.0)  # 1 - w in these epochs, straight in between
@@ -29,11 +34,14 @@ class LFM(Method):
         model.fusion_module = MeanOfHeads(model)
 
     def step(self, model, inputs, label):
-        fusion = model.fusion_module
-        logits = {name: fusion.alone(name, feature) for name, feature in encode_all(model, inputs).items()}
-        fused, pairs = score(sum(logits.values()) / len(logits), label), [*combinations(logits.values(), 2)]
-        matching, weight = sum(match(*pair) for pair in pairs) / len(pairs), self.weight()
-        ((1 - weight) * fused.loss + weight * matching).backward()
+        fusion, features = model.fusion_module, encode_all(model, inputs)
+        logits = {name: fusion.alone(name, feature) for name, feature in features.items()}
+        fused, weight = score(sum(logits.values()) / len(logits), label), self.weight()
+        if self.settings.lfm_match == "code":
+            pairs = [divergence(*pair) for pair in combinations(logits.values(), 2)]
+        else:
+            pairs = [infonce(*pair, self.settings.lfm_tau) for pair in combinations(features.values(), 2)]
+        ((1 - weight) * fused.loss + weight * sum(pairs) / len(pairs)).backward()
         with torch.no_grad():
             return {"fused": fused} | {name: score(each, label) for name, each in logits.items()}
 
@@ -44,7 +52,15 @@ class LFM(Method):
         return 1 - math.exp(-1 / (self.epoch + 1))
 
 
-def match(logits, others):
+def infonce(features, others, tau):
+    """Return the symmetric InfoNCE of two modalities' features over the whole batch: (B, D) twice -> ()."""
+    x, y = (gather_rows(F.normalize(each, dim=1)) for each in (features, others))
+    similarity, same = x @ y.T / tau, torch.arange(len(x), device=x.device)
+    # times the processes: each has the gradient of its own clips only, and the sum over processes is divided by them
+    return size() * (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same)) / 2
+
+
+def divergence(logits, others):
     """Return how far two modalities' outputs are apart: (B, C) twice -> (), 0 if they are alike."""
     log_p, log_q = logits.log_softmax(dim=1), others.log_softmax(dim=1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)

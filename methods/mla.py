@@ -1,12 +1,14 @@
-"""Multimodal learning with alternating unimodal adaptation, MLA (Zhang et al., CVPR 2024, eq. 1 to 8).
+"""Multimodal learning with alternating unimodal adaptation, MLA (Zhang et al., CVPR 2024, eq. 1 to 8, Algorithm 1).
 
     one head g for all; each batch: CE(g(z_1)), update encoder_1 and g; then CE(g(z_2)), update encoder_2 and g; ...
     the head's weight gradient becomes gradient P; then k = P r, P <- P - k k^T / (alpha + r^T k), r the mean feature
 
 Each loss reaches its encoder and g; there is no joint loss. Fused logits are the mean of all modalities', weighted
-for each clip by softmax of minus the entropy. L_m, only watched, is theirs. Saved: P, and the batch's number.
-Default of the published code: alpha 0.1^(1 + batch / batches). There P is never applied, since it looks for a parameter
-by a name that none has; `--mla_projection off` trains as it does. Its entropies are over the clips of a batch.
+for each clip by softmax of minus the entropy (eq. 6 to 8). L_m, only watched, is theirs. Saved: P, the place in the
+epoch. The order follows the paper's prose: P holds the modalities before this one. Its eq. 3 and 5 and Algorithm 1
+print that P takes in this modality first. r is the batch's mean, as in the code; eq. 4 has the mean over all clips.
+alpha 0.1^(1 + batch / batches) is the code's; the paper has a constant without a value. In the code P is never applied,
+since it looks for a parameter by a name that none has; `--mla_projection off` trains as it does.
 """
 
 import torch

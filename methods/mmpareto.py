@@ -1,12 +1,13 @@
 """MMPareto (Wei and Hu, ICML 2024, arXiv 2405.17730): multimodal and unimodal gradients that do not hinder each other.
 
-    of each encoder, as whole vectors: g_m = dL_m, g_u = dL_u; where cos(g_m, g_u) > 0: c = 1/2, else
+    of each encoder, as whole vectors: g_m = dL_m, g_u = dL_u; where cos(g_m, g_u) >= 0: c = 1/2, else (eq. 5)
     c = argmin |c g_m + (1 - c) g_u| = (|g_u|^2 - g_m.g_u) / |g_m - g_u|^2
-    h = 2 c g_m + 2 (1 - c) g_u;  gradient = gamma max(1, |g_m + g_u| / |h|) h
+    h = 2 c g_m + 2 (1 - c) g_u;  gradient = gamma |g_m + g_u| / |h| h, 0 where h is 0 (Pareto stationary)
 
-Heads, each unimodal loss having a linear one of its own, get the plain sum of the losses. Nothing is saved.
-Defaults, of the published code for CREMA-D: gamma 1.5, which the norm's limit of 40 may hide. That code rescales every
-tensor of an encoder apart, which bends h: `--mmpareto_rescale tensor`.
+Eq. 1, 5 and 16, Algorithm 1, for every encoder by itself. Heads, each unimodal loss having a linear one of its own, get
+the plain sum of the losses. Nothing is saved. Default: gamma 1.5, which the norm's limit of 40 may hide.
+The published code has cos > 0, and rescales every tensor of an encoder by itself, which bends h: `--mmpareto_rescale
+tensor`.
 """
 
 import torch
@@ -14,6 +15,8 @@ import torch
 from methods.base import Method, OwnHeads, encode_all, score
 from methods.statistics import dot, ratio
 from utils.processes import average
+
+SMALLEST = 1e-6  # length of h, next to those of the gradients, below which it is 0 but for rounding
 
 
 class MMPareto(Method):
@@ -44,11 +47,12 @@ class MMPareto(Method):
         """Return the gradient of an encoder, a list of tensors, from lists of the same shapes."""
         inner, square_m, square_u = dot(g_m, g_u), dot(g_m, g_m), dot(g_u, g_u)
         c = (square_u - inner) / (square_m + square_u - 2 * inner)
-        c = torch.where(inner > 0, 0.5, c).to(g_m[0].dtype)
+        c = torch.where(inner >= 0, 0.5, c).to(g_m[0].dtype)
         h = [2 * c * m + 2 * (1 - c) * u for m, u in zip(g_m, g_u, strict=True)]
         plain = [m + u for m, u in zip(g_m, g_u, strict=True)]
         if self.settings.mmpareto_rescale == "tensor":
-            rescale = [ratio([p], [x]) for p, x in zip(plain, h, strict=True)]
+            lengths = [(dot([m], [m]) + dot([u], [u])).sqrt() for m, u in zip(g_m, g_u, strict=True)]
+            rescale = [ratio([p], [x], SMALLEST * length) for p, x, length in zip(plain, h, lengths, strict=True)]
         else:
-            rescale = [ratio(plain, h)] * len(h)
+            rescale = [ratio(plain, h, SMALLEST * (square_m + square_u).sqrt())] * len(h)
         return [self.settings.mmpareto_gamma * each * x for each, x in zip(rescale, h, strict=True)]

@@ -7,9 +7,10 @@
 PCE is the mean of -log p_y, H the mean entropy. L_m reaches everything, what is added its own encoder alone. Prototypes
 are made before every epoch, c = eps c_old + (1 - eps) c_new, constants in it. Saved: both, (C, D).
 The paper has two modalities; the mean over the others is a proposal, which with two is eq. 11 and 13.
-Defaults: alpha 1 (the paper has 1 or 2), mu 0.01, eps 0.2 and epochs 0 to 70 (the code's flags); the paper says not how
-many epochs H lasts, ours are 10. `--pmr_rule code`: help 0 or 1 and no H, as the published code, which also
-takes its prototypes from augmented batches and has NaN where a class has no clip; ours leaves that class out.
+Defaults: alpha 1 (the paper has 1 or 2), mu 0.01 (or 0.001), to the last epoch (Algorithm 1; --pmr_ends 70 is a command
+line's of the code), eps 0.2 (the code's flag); the paper does not say how many epochs H lasts, ours are 10.
+`--pmr_rule code`: help 0 or 1 and no H, as the published code, which also takes its prototypes from augmented batches
+and has NaN where a class has no clip; ours leaves that class out.
 """
 
 import torch
@@ -43,7 +44,7 @@ class PMR(Method):
             )
 
     def step(self, model, inputs, label):
-        ends = self.epoch > self.settings.pmr_ends
+        ends = self.settings.pmr_ends is not None and self.epoch > self.settings.pmr_ends
         return joint_step(model, inputs, label, None if ends else lambda features: self.rebalance(label, features))
 
     def rebalance(self, label, features):

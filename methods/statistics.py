@@ -5,7 +5,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.batches import to_device
@@ -18,10 +17,11 @@ def dot(x, y):
     return torch.stack([(one * other).sum(dtype=torch.float64) for one, other in zip(x, y, strict=True)]).sum()
 
 
-def ratio(x, y):
-    """Return |x| / |y| of two lists of tensors, at least 1."""
-    norms = dot(x, x).sqrt() / dot(y, y).sqrt().clamp(min=torch.finfo(y[0].dtype).tiny)
-    return norms.clamp(min=1).to(y[0].dtype)
+def ratio(x, y, smallest):
+    """Return |x| / |y| of two lists of tensors, at least 1; 0 if |y| is not above `smallest`."""
+    length = dot(y, y).sqrt()
+    found = (dot(x, x).sqrt() / length).clamp(min=1)
+    return torch.where(length > smallest, found, 0).to(y[0].dtype)
 
 
 def by_certainty(*logits):
@@ -106,6 +106,8 @@ def features_of(model, dataset, batch_size, device, numbers=None):
 
 def purity(features, label, clusters):
     """Return the share of clips (M, D) whose label is the commonest of their k-means cluster, 0 to 1."""
+    from sklearn.cluster import KMeans  # 85 MB, for one method
+
     features = features.double().numpy()
     low, high = features.min(axis=0), features.max(axis=0)
     scaled = 2 * (features - low) / np.where(high > low, high - low, 1) - 1

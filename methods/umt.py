@@ -4,7 +4,8 @@
 
 z_u,T are features of frozen encoders, each trained alone, of the same augmented clips. Each encoder gets the
 gradient of L_m and of its own distance, the joint head that of L_m. Saved: a hash of the teachers, always float32.
-Default: lambda 10, of a later benchmark; the papers' could not be verified, try 1, 10, 50. No authors' code was seen.
+The papers' texts were not found: the sum over modalities is a proposal, and lambda 10 is that of a later benchmark; try
+1, 10, 50. No authors' code was seen.
 """
 
 import torch.nn.functional as F

@@ -22,6 +22,7 @@ class AVClassifier(nn.Module):
         modality: "full" for both encoders and the fusion module; "audio" or "visual" for that encoder and a linear
             classifier in the fusion module's place, the unimodal baseline.
         backbone: a key of `BACKBONES`, the architecture of both encoders.
+        alone: "own" or "zeros", how the fusion module scores one modality; without effect for concat.
 
     Attributes:
         modalities: names of the modalities, in order.
@@ -36,7 +37,7 @@ class AVClassifier(nn.Module):
 
     amp, frozen = False, ()
 
-    def __init__(self, n_classes, fusion_method="concat", modality="full", backbone="resnet18"):
+    def __init__(self, n_classes, fusion_method="concat", modality="full", backbone="resnet18", alone="own"):
         super().__init__()
         if modality not in MODALITIES:
             raise ValueError(f"modality {modality!r} is none of {', '.join(MODALITIES)}")
@@ -54,6 +55,8 @@ class AVClassifier(nn.Module):
         self.dim = encoders["audio"].dim
         fusion = FUSION_MODULES[fusion_method] if modality == "full" else LinearClassifier
         self.fusion_module = fusion(n_classes, self.dim, self.modalities)
+        if alone == "zeros":
+            self.fusion_module.use_zeros()
         for layer in self.fusion_module.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_normal_(layer.weight)

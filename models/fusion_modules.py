@@ -21,7 +21,8 @@ class Fusion_AUXI(nn.Module):
 
     Attributes:
         takes: number of modalities that the module fuses; None for any number.
-        shared_bias: the part of the bias that each modality's own logits hold; 0 if each has a bias of its own.
+        shared_bias: the part of the bias in each modality's own logits that belongs to the others, if the bias is split
+            evenly; 0 if each has a bias of its own.
 
     Raises:
         ValueError: the module takes another number of modalities.
@@ -29,6 +30,7 @@ class Fusion_AUXI(nn.Module):
 
     takes = None
     shared_bias = 0
+    zeros = False
 
     def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
         super().__init__()
@@ -49,6 +51,14 @@ class Fusion_AUXI(nn.Module):
         """Return the logits of one modality alone (paper eq. 11 to 14): here the feature takes every place."""
         return self.fuse(dict.fromkeys(self.modalities, feature))
 
+    def use_zeros(self):
+        """Score one modality alone with 0 in place of the others from now on, whatever the module's own way is."""
+        self.zeros, self.alone = True, self.alone_with_zeros
+
+    def alone_with_zeros(self, name, feature):
+        """Return the logits of one modality alone with 0 in place of the others, as eq. 12 and 14 print it."""
+        return self.fuse(dict.fromkeys(self.modalities, torch.zeros_like(feature)) | {name: feature})
+
 
 class ConcatFusion_AUXI(Fusion_AUXI):
     """fc_out of all features side by side; one modality alone has zeros in place of the others."""
@@ -59,13 +69,13 @@ class ConcatFusion_AUXI(Fusion_AUXI):
 
     @property
     def shared_bias(self):
-        return self.fc_out.bias / len(self.modalities)
+        return self.fc_out.bias * (1 - 1 / len(self.modalities))
 
     def fuse(self, features):
         return self.fc_out(torch.cat([features[name] for name in self.modalities], dim=1))
 
     def alone(self, name, feature):
-        return self.fuse(dict.fromkeys(self.modalities, torch.zeros_like(feature)) | {name: feature})
+        return self.alone_with_zeros(name, feature)
 
 
 class SumFusion_AUXI(Fusion_AUXI):
@@ -81,10 +91,21 @@ class SumFusion_AUXI(Fusion_AUXI):
         """Return the name of the k-th modality's layer."""
         return f"fc_{'xyz'[k] if k < 3 else k}"
 
+    @property
+    def shared_bias(self):
+        if not self.zeros:
+            return 0
+        biases = [getattr(self, self.layer(k)).bias for k in range(len(self.modalities))]
+        return sum(biases) * (1 - 1 / len(biases))
+
     def fuse(self, features):
-        return sum(self.alone(name, features[name]) for name in self.modalities)
+        return sum(self.term(name, features[name]) for name in self.modalities)
 
     def alone(self, name, feature):
+        return self.term(name, feature)
+
+    def term(self, name, feature):
+        """Return the logits of a modality's own layer."""
         return getattr(self, self.layer(self.modalities.index(name)))(feature)
 
 

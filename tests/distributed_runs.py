@@ -24,20 +24,27 @@ RUNS = {
     for fusion in ("concat", "gated")
     for name, flags in {"dgl": [], "ogm_ge": ["--method", "ogm_ge"]}.items()
 }
-OTHERS = {
+OTHERS = {  # by name, or by name and variant
     "joint_uni": [],
+    "joint_uni weight": ["--joint_uni_weight", 2],
     "gblend": ["--gblend_weights", "0.2,0.5,0.3"],
     "agm": ["--fusion_method", "gated"],
+    "agm clip": ["--agm_clip"],
     "pmr": ["--pmr_mu", 0.1, "--epochs", 2],
     "mmpareto": [],
+    "mmpareto tensor": ["--mmpareto_rescale", "tensor"],
     "mla": [],
     "lfm": [],
+    "lfm code": ["--lfm_match", "code"],
+    "ogm journal": ["--ogm_rule", "journal", "--ogm_alpha", 0.8],
     "relearn": ["--val_ratio", 0.3, "--relearn_every", 1, "--relearn_times", 1, "--epochs", 3],
-    "umt": [],  # and the teachers beside the corpus
+    "relearn unimodal": ["--val_ratio", 0.3, "--relearn_every", 1, "--relearn_unimodal", 1, "--epochs", 3],
+    "umt": [],  # and the teachers next to the corpus
     "dgl": ["--freeze", "visual"],
+    "dgl zeros": ["--fusion_method", "gated", "--alone", "zeros"],
     "inforeg": ["--inforeg_k=-1e9", "--epochs", 3],
 }
-RUNS |= {name: ["--method", name, *flags] for name, flags in OTHERS.items()}
+RUNS |= {name.replace(" ", "-"): ["--method", name.split()[0], *flags] for name, flags in OTHERS.items()}
 BATCHES = ["--batch_size", 8, "--image_size", 33]  # of 18 clips: two batches, and two clips that are left over
 
 
@@ -48,6 +55,10 @@ def small_batch(batch, device):
 
 
 def in_float64(model, method):
+    if getattr(method.settings, "agm_clip", False):  # features so large that the head's gradients have entries above 1
+        with torch.no_grad():
+            for name in model.modalities:
+                model.encoder(name)[-2].weight *= 30
     return model.double(), method
 
 

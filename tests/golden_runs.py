@@ -1,9 +1,10 @@
-"""Four optimiser steps of every training rule in float64, told in figures: what no change of layout may change.
+"""Train every method for four optimiser steps in float64 and record the results, which no change of layout may change.
 
-    python tests/golden_runs.py            # writes tests/golden/*.json anew; on purpose only, README says then why
+    python tests/golden_runs.py NAME ...     # regenerates tests/golden/NAME.json; without names, all files
 
 Each file holds the losses of every step and two figures of every tensor of the model at the end: its L2 norm, and its
-product with a fixed wave, which tells apart what a norm does not.
+product with a fixed wave, which tells apart what a norm does not. The runs three-<method> are of a small model of three
+modalities, the others of the audio-visual classifier.
 """
 
 import json
@@ -18,17 +19,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main_dgl  # noqa: F401 - puts DGL into the table of methods
 from engine.build import build_optimizer
-from methods import build_method
+from methods import METHODS, build_method
 from models.backbone import BACKBONES
 from models.basic_model import AVClassifier
 from models.fusion_modules import FUSION_MODULES
 from tests.conftest import NarrowEncoder, settings_of
-from tests.rules import loaders_of, write_teachers
+from tests.rules import loaders_of, toy_batch, toy_rule, write_teachers
 from utils.seeds import derived_seed
 
 FOLDER = Path(__file__).with_name("golden")
 CLASSES, STEPS = 5, 4
 LAST = 2  # epoch: three of them, of one, one and two steps
+THREE = "three-"  # start of the names of runs with three modalities
 
 RUNS = {f"dgl-{fusion}": ["--fusion_method", fusion] for fusion in FUSION_MODULES}
 RUNS |= {
@@ -47,9 +49,23 @@ RUNS |= {
     "mmpareto": ["--method", "mmpareto"],
     "mla": ["--method", "mla"],
     "lfm": ["--method", "lfm"],
+    "lfm-code": ["--method", "lfm", "--lfm_match", "code"],
     "relearn": ["--method", "relearn", "--val_ratio", "0.5", "--relearn_every", "1", "--relearn_times", "1"],
     "umt": ["--method", "umt"],
     "inforeg": ["--method", "inforeg", "--inforeg_k=-1e9"],  # always in its window, from the third epoch on
+}
+FLAGS_OF_THREE = {
+    "ogm": ["--ogm_alpha", "0.8"],
+    "ogm_ge": ["--ogm_alpha", "0.8", "--ogm_rule", "journal"],
+    "joint_uni": ["--joint_uni_weight", "2"],
+    "pmr": ["--pmr_mu", "0.1"],
+    "relearn": [*RUNS["relearn"][2:], "--relearn_unimodal", "1"],
+    "inforeg": RUNS["inforeg"][2:],
+}
+RUNS |= {
+    f"{THREE}{name}": ["--method", name, *FLAGS_OF_THREE.get(name, [])]
+    for name, entry in METHODS.items()
+    if entry.modality == "full"
 }
 
 
@@ -78,35 +94,45 @@ def wave(length):
     return torch.arange(length, dtype=torch.float64).cos()
 
 
-def golden_run(flags):
-    """Train with these flags of main_dgl.py -> {"losses": (STEPS, 3), "tensors": {name: figures}}; None for NaN."""
-    with tempfile.TemporaryDirectory() as folder:
-        teachers = write_teachers(Path(folder), small=False) if "umt" in flags else []
-        settings = settings_of(*flags, *teachers, "--learning_rate", "0.01", "--alpha", "3")
-        torch.manual_seed(settings.random_seed)
-        with pytest.MonkeyPatch.context() as patch:
-            if settings.fusion_method == "bilinear":
-                patch.setitem(BACKBONES, "resnet18", NarrowEncoder)
-            model = AVClassifier(CLASSES, settings.fusion_method, settings.modality)
-            method = build_method(settings, model)
-            method.prepare(model)
-    model.double().train()
+def built(settings):
+    """Return the audio-visual classifier and the method of a run, with initial weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        if settings.fusion_method == "bilinear":
+            patch.setitem(BACKBONES, "resnet18", NarrowEncoder)
+        model = AVClassifier(CLASSES, settings.fusion_method, settings.modality)
+        method = build_method(settings, model)
+        method.prepare(model)
+    return model.double().train(), method
+
+
+def golden_run(name):
+    """Train a run of RUNS -> {"losses": (STEPS, branches), "tensors": {name: figures}}; None for a missing branch."""
+    flags, rest = RUNS[name], ["--learning_rate", "0.01", "--alpha", "3"]
+    if three := name.startswith(THREE):
+        model, method = toy_rule(flags[1], *flags[2:], *rest)
+        settings, draw = method.settings, toy_batch
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            teachers = write_teachers(Path(folder), small=False) if "umt" in flags else []
+            settings, draw = settings_of(*flags, *teachers, *rest), clips
+            torch.manual_seed(settings.random_seed)
+            model, method = built(settings)
     optimizer, _ = build_optimizer(model, settings)
-    losses, loaders = [], loaders_of(*joined(clips(100), clips(101)))
-    loaders |= {"val": loaders_of(*clips(102))["val"]}
+    branches = model.branches if three else ("fused", "audio", "visual")
+    losses, loaders = [], loaders_of(*joined(draw(100), draw(101)))
+    loaders |= {"val": loaders_of(*draw(102))["val"]}
     for number in range(STEPS):
         if number <= LAST:
             method.epoch = number
             method.begin_epoch(number, model, loaders, torch.device("cpu"))
             model.train()
         torch.manual_seed(derived_seed(settings.random_seed, 0, "noise", number))
-        inputs, label = clips(number)
+        inputs, label = draw(number)
         for outputs in method.steps(model, inputs, label):
             method.adjust_gradients(model, outputs, label)
             torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=40)
             optimizer.step()
             optimizer.zero_grad()
-        branches = ("fused", "audio", "visual")
         losses.append([outputs[branch].loss.item() if branch in outputs else None for branch in branches])
     tensors = {name: figures(value) for name, value in model.state_dict().items() if value.is_floating_point()}
     return {"losses": losses, "tensors": tensors}
@@ -114,7 +140,7 @@ def golden_run(flags):
 
 def main():
     for name in sys.argv[1:] or RUNS:
-        rows = golden_run(RUNS[name])
+        rows = golden_run(name)
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in rows["tensors"].items())
         text = f'{{"losses": {json.dumps(rows["losses"])},\n "tensors": {{\n{lines}\n}}}}\n'
         (FOLDER / f"{name}.json").write_text(text)

@@ -4,12 +4,14 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from engine.checkpoint import save
 from methods import build_method
 from models.backbone import BACKBONES
 from models.basic_model import AVClassifier
+from models.fusion_modules import FUSION_MODULES
 from tests.conftest import SmallEncoder, settings_of
 from tests.test_dgl_step import CLASSES, FORMULAS, linear
 
@@ -97,6 +99,100 @@ def likely(logits, label):
 def labels_that_favour(first, other):
     """Labels at which the first logits are better than the other by as much as can be."""
     return (first.softmax(1) - other.softmax(1)).argmax(dim=1)
+
+
+# Three modalities
+
+TOY_CLASSES, TOY_DIM, TOY_BATCH = 4, 6, 5
+WIDTHS = {"a": 5, "v": 3, "t": 4}  # of the inputs (B, 1, 4, width)
+TOY_NEEDS = {"gblend": ["--gblend_weights", "0.4,0.3,0.2,0.1"]}
+
+
+class Toy(nn.Module):
+    """A model of three modalities, as the methods use one.
+
+    Args:
+        encoders: {modality: module}; by default small networks of TOY_DIM outputs.
+    """
+
+    frozen = ()
+
+    def __init__(self, fusion="concat", encoders=None, n_classes=TOY_CLASSES, dim=TOY_DIM):
+        super().__init__()
+        encoders = encoders or {name: small_network(width, dim) for name, width in WIDTHS.items()}
+        self.encoders, self.n_classes, self.dim = nn.ModuleDict(encoders), n_classes, dim
+        self.modalities, self.branches = tuple(encoders), ("fused", *encoders)
+        self.fusion_module = FUSION_MODULES[fusion](n_classes, dim, self.modalities)
+
+    def encoder(self, name):
+        return self.encoders[name]
+
+    def encoder_parameters(self, name):
+        return list(self.encoders[name].parameters())
+
+    def encode(self, name, x):
+        return self.encoders[name](x)
+
+
+def small_network(width, dim):
+    """Return a convolution and a linear layer: (B, 1, 4, width) -> (B, dim)."""
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * (width - 2), dim))
+
+
+def toy(name=None, *flags, fusion="concat", **arguments):
+    """Return a Toy in float64 and the method of this name -> (model, method)."""
+    torch.manual_seed(0)
+    model = Toy(fusion, **arguments)
+    method = build_method(settings_of("--method", name, *flags), model) if name else None
+    return model.double(), method
+
+
+def toy_rule(name, *flags, fusion="concat"):
+    """Return a Toy and the method of this name, ready to step -> (model, method)."""
+    model, method = toy(name, *TOY_NEEDS.get(name, ()), *flags, fusion=fusion)
+    if name == "umt":
+        teacher, method.hashes, method.classes = toy()[0].requires_grad_(False), [], []
+        for parameter in teacher.parameters():
+            parameter += 0.1
+        method.teachers = dict.fromkeys(model.modalities, teacher)
+    elif name == "pmr":
+        centres = torch.randn(3, TOY_CLASSES, TOY_DIM, dtype=torch.float64)
+        method.prototypes = dict(zip(model.modalities, centres, strict=True))
+        method.present = torch.ones(TOY_CLASSES, dtype=torch.bool)
+    elif name == "relearn":
+        method.prepare(model)
+    elif name == "inforeg":
+        method.begin_epoch(0, model, {}, torch.device("cpu"))
+    return model, method
+
+
+def toy_batch(seed=1, size=TOY_BATCH):
+    """Return a batch of random clips in float64: {modality: (B, 1, 4, width)}, label (B,)."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {
+        name: torch.randn(size, 1, 4, width, generator=generator, dtype=torch.float64) for name, width in WIDTHS.items()
+    }
+    return inputs, torch.randint(TOY_CLASSES, (size,), generator=generator)
+
+
+def toy_logits(model, fusion, features):
+    """Return each modality's logits by the formulas: W_u z_u + b, or its own linear layer."""
+    parameters = dict(model.fusion_module.named_parameters())
+    if fusion == "concat":
+        parts, bias = parameters["fc_out.weight"].split(model.dim, dim=1), parameters["fc_out.bias"]
+        return {name: z @ part.T + bias for part, (name, z) in zip(parts, features.items(), strict=True)}
+    layers = zip(("fc_x", "fc_y", "fc_z"), features.items(), strict=True)
+    return {name: linear(parameters, fc, z) for fc, (name, z) in layers}
+
+
+def toy_written_out(model, fusion, inputs, label):
+    """Return the logits of every branch and their cross-entropies by the formulas, in one graph."""
+    alone = toy_logits(model, fusion, {name: model.encode(name, x) for name, x in inputs.items()})
+    fused = sum(alone.values())
+    if fusion == "concat":
+        fused = fused - 2 * model.fusion_module.fc_out.bias
+    logits = {"fused": fused, **alone}
+    return logits, {branch: F.cross_entropy(each, label) for branch, each in logits.items()}
 
 
 def write_teachers(folder, dataset="CREMAD", classes=(), n_classes=CLASSES, seed=100, small=True):

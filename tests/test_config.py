@@ -9,19 +9,21 @@ DATA = {*DATA.split(), "num_workers"}
 DEVICE = {"device", "gpu_ids"}
 METHOD = {"method", "modulation", "no_mgt", "no_ugt", "alpha", "ogm_alpha", "modulation_starts", "modulation_ends"}
 MODEL = {"fusion_method", "modality", "epochs", "optimizer", "learning_rate", "lr_decay_step", "lr_decay_ratio", "amp"}
-MODEL |= {"backbone", "weights", "freeze", "compile"}
+MODEL |= {"backbone", "weights", "freeze", "alone", "compile"}
 RUN = {"train", "max_skipped", "resume", "ckpt_path", "gradient_report", "random_seed", "deterministic"}
 RUN |= {"overwrite", "config"}
 BOARD = {"use_tensorboard", "tensorboard_path", "tensorboard_steps"}
 OF_METHODS = {
-    "agm": "alpha mask ends",
+    "joint_uni": "weight",
+    "ogm": "rule",
+    "agm": "alpha clip mask ends",
     "pmr": "alpha mu momentum entropy ends rule",
     "mmpareto": "gamma rescale",
-    "relearn": "lambda every times",
+    "relearn": "lambda every times unimodal",
     "umt": "audio visual lambda",
     "inforeg": "beta k unimodal",
     "gblend": "runs weights",
-    "lfm": "weights",
+    "lfm": "weights match tau",
     "mla": "projection",
 }
 METHOD |= {f"{method}_{name}" for method, names in OF_METHODS.items() for name in names.split()}

@@ -14,7 +14,7 @@ def test_every_golden_file_has_a_run():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_golden_run(name):
-    expected, actual = json.loads((FOLDER / f"{name}.json").read_text()), golden_run(RUNS[name])
+    expected, actual = json.loads((FOLDER / f"{name}.json").read_text()), golden_run(name)
     np.testing.assert_allclose(
         np.array(actual["losses"], float), np.array(expected["losses"], float), rtol=1e-9, equal_nan=True
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods import gblend, statistics
+from methods import gblend, lfm, statistics
 from tests.rules import (
     alone,
     assert_gradients,
@@ -33,9 +33,17 @@ def joint_gradients(model, clips, fusion="concat"):
 
 
 @pytest.mark.parametrize("fusion", ["concat", "gated"])
-@pytest.mark.parametrize(("name", "weights"), [("joint_uni", (1, 1, 1)), ("gblend", (0.2, 0.5, 0.3))])
-def test_weighted_losses_with_own_heads(name, weights, fusion):
-    model, method = rule(name, fusion=fusion)
+@pytest.mark.parametrize(
+    ("name", "flags", "weights"),
+    [
+        ("joint_uni", [], (1, 1, 1)),
+        ("joint_uni", ["--joint_uni_weight", 2], (1, 2, 2)),
+        ("gblend", [], (0.2, 0.5, 0.3)),
+        ("relearn", ["--relearn_unimodal", 0.5], (1, 0.5, 0.5)),
+    ],
+)
+def test_weighted_losses_with_own_heads(name, flags, weights, fusion):
+    model, method = rule(name, *flags, fusion=fusion)
     inputs, label = batch()
     outputs = method.step(model, inputs, label)
     a, v = features(model, inputs)
@@ -470,33 +478,41 @@ def js_code(p, q):
     return ((m * (m / p).log()).sum(1) + (m * (m / q).log()).sum(1)).mean() / 2
 
 
+def nce(x, y, tau):
+    """Return the symmetric InfoNCE of two modalities' features by its equation."""
+    cosine = torch.stack([F.cosine_similarity(each.unsqueeze(0), y) for each in x]) / tau
+    log_p, log_q = cosine.log_softmax(1), cosine.log_softmax(0)
+    return -sum(log_p[i, i] + log_q[i, i] for i in range(len(x))) / (2 * len(x))
+
+
+@pytest.mark.parametrize("match", ["infonce", "code"])
 @pytest.mark.parametrize(
     ("flags", "epoch", "weight"),
     [((), 0, 0.632121), ((), 2, 1 - math.exp(-1 / 3)), ((), 99, 0.00995), (("--lfm_weights", "fitted"), 10, 1 - 0.253)],
 )
-def test_lfm(flags, epoch, weight):
-    model, method = rule("lfm", *flags)
+def test_lfm(flags, epoch, weight, match):
+    model, method = rule("lfm", *flags, *([] if match == "infonce" else ["--lfm_match", match]))
     method.epoch = epoch
     inputs, label = batch()
     outputs = method.step(model, inputs, label)
-    o_a, o_v = own(model, *features(model, inputs))
+    a, v = features(model, inputs)
+    o_a, o_v = own(model, a, v)
     loss = F.cross_entropy(0.5 * o_a + 0.5 * o_v, label)
     assert method.weight() == pytest.approx(weight, abs=1e-5)
     weight = method.weight()
-    assert_gradients(model, gradients(model, (1 - weight) * loss + weight * js_code(o_a.softmax(1), o_v.softmax(1))))
+    matching = nce(a, v, 0.1) if match == "infonce" else js_code(o_a.softmax(1), o_v.softmax(1))
+    assert_gradients(model, gradients(model, (1 - weight) * loss + weight * matching))
     torch.testing.assert_close(outputs["fused"].loss, loss)
     a, v = features(model.eval(), inputs)
     assert torch.equal(model.fusion_module.fuse({"audio": a, "visual": v}), sum(own(model, a, v)) / 2)
 
 
-def test_lfm_in_numbers():
-    from methods.lfm import match
-
+def test_divergence_in_numbers():
     torch.manual_seed(0)
     x, y = torch.randn(2, 6, CLASSES, dtype=torch.float64).requires_grad_()
-    torch.testing.assert_close(match(x, y), match(y, x))
-    torch.testing.assert_close(match(x, x + 3), torch.zeros((), dtype=torch.float64))
-    (gradient,) = torch.autograd.grad(match(x, x.detach()), x)
+    torch.testing.assert_close(lfm.divergence(x, y), lfm.divergence(y, x))
+    torch.testing.assert_close(lfm.divergence(x, x + 3), torch.zeros((), dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(lfm.divergence(x, x.detach()), x)
     assert gradient.abs().max() < 1e-12
 
 

@@ -36,6 +36,15 @@ RUNS = {  # with flags that make each method remember something
     "umt": [],
     "inforeg": ["--inforeg_k=-1e9"],
 }
+RESUMED = {name: [name, *flags] for name, flags in RUNS.items()} | {
+    "dgl-zeros": ["dgl", "--fusion_method", "gated", "--alone", "zeros"],
+    "joint_uni-weight": ["joint_uni", "--joint_uni_weight", 2],
+    "ogm-journal": ["ogm", "--ogm_rule", "journal", "--ogm_alpha", 0.8],
+    "agm-clip": ["agm", "--agm_clip"],
+    "pmr-ends": ["pmr", "--pmr_mu", 0.1, "--pmr_ends", 0],
+    "lfm-code": ["lfm", "--lfm_match", "code"],
+    "relearn-unimodal": ["relearn", *RUNS["relearn"], "--relearn_unimodal", 1],
+}
 
 
 @pytest.fixture
@@ -77,9 +86,9 @@ def interrupt_in_epoch(number, patch):
     patch.setattr(main_dgl, "train_epoch", train)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", RESUMED)
 def test_interrupted_in_an_epoch_resumed_to_the_bit_and_evaluated(flags, tmp_path, monkeypatch, capsys, name):
-    command = [*flags, "--method", name, *RUNS[name], *(teachers(tmp_path) if name == "umt" else [])]
+    command = [*flags, "--method", *RESUMED[name], *(teachers(tmp_path) if name == "umt" else [])]
     run_here(main_dgl, *command, "--ckpt_path", tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
         interrupt_in_epoch(2, patch)
@@ -97,7 +106,7 @@ def test_interrupted_in_an_epoch_resumed_to_the_bit_and_evaluated(flags, tmp_pat
     best = json.loads((tmp_path / "whole" / "result.json").read_text())["best"]
     assert json.loads((tmp_path / "valid.json").read_text())["fused"] == best["fused"]
     row = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-1])
-    assert ("val_loss" in row) == ("relearn_audio" in row) == (name == "relearn")
+    assert ("val_loss" in row) == ("relearn_audio" in row) == (name in ("relearn", "relearn-unimodal"))
 
 
 @pytest.mark.parametrize(

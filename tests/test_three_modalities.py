@@ -12,80 +12,19 @@ from torch import nn
 
 from analysis.gradient_report import gradient_report
 from main_dgl import dgl_step
-from methods import METHODS, Output, agm, build_method, gblend, inforeg, statistics
+from methods import METHODS, Output, agm, build_method, gblend, inforeg, lfm, statistics
 from methods.ablations import NoMGT, NoMGTNoUGT, NoUGT
-from models.fusion_modules import FUSION_MODULES, SumFusion_AUXI
+from models.fusion_modules import SumFusion_AUXI
 from tests.conftest import settings_of
-from tests.rules import whole_step
+from tests.rules import TOY_CLASSES as CLASSES
+from tests.rules import TOY_DIM as DIM
+from tests.rules import WIDTHS, Toy, toy, toy_rule
+from tests.rules import toy_batch as batch
+from tests.rules import toy_written_out as written_out
 from utils.errors import InputError
 
-ALPHA, CLASSES, DIM, BATCH = 3.0, 4, 6, 5
-WIDTHS = {"a": 5, "v": 3, "t": 4}  # of the inputs
+ALPHA = 3.0
 SCORES = torch.tensor([6.0, 4.0, 2.0])  # S of the worked examples
-
-
-class Toy(nn.Module):
-    """A model of three modalities, as the methods use one.
-
-    Args:
-        encoders: {modality: module}; by default small networks of DIM outputs.
-    """
-
-    frozen = ()
-
-    def __init__(self, fusion="concat", encoders=None, n_classes=CLASSES, dim=DIM):
-        super().__init__()
-        encoders = encoders or {
-            name: nn.Sequential(nn.Linear(width, 7), nn.Tanh(), nn.Linear(7, dim)) for name, width in WIDTHS.items()
-        }
-        self.encoders, self.n_classes, self.dim = nn.ModuleDict(encoders), n_classes, dim
-        self.modalities, self.branches = tuple(encoders), ("fused", *encoders)
-        self.fusion_module = FUSION_MODULES[fusion](n_classes, dim, self.modalities)
-
-    def encoder(self, name):
-        return self.encoders[name]
-
-    def encoder_parameters(self, name):
-        return list(self.encoders[name].parameters())
-
-    def encode(self, name, x):
-        return self.encoders[name](x)
-
-
-def toy(name=None, *flags, fusion="concat", **arguments):
-    """Return a Toy in float64 and the method of this name -> (model, method)."""
-    torch.manual_seed(0)
-    model = Toy(fusion, **arguments)
-    method = build_method(settings_of("--method", name, *flags), model) if name else None
-    return model.double(), method
-
-
-def batch():
-    generator = torch.Generator().manual_seed(1)
-    inputs = {
-        name: torch.randn(BATCH, width, generator=generator, dtype=torch.float64) for name, width in WIDTHS.items()
-    }
-    return inputs, torch.tensor([0, 3, 1, 2, 3])
-
-
-def own_logits(model, fusion, features):
-    """Return each modality's logits by the formulas: W_u z_u + b, or its own linear layer."""
-    parameters = dict(model.fusion_module.named_parameters())
-    if fusion == "concat":
-        parts, bias = parameters["fc_out.weight"].split(DIM, dim=1), parameters["fc_out.bias"]
-        return {name: z @ part.T + bias for part, (name, z) in zip(parts, features.items(), strict=True)}
-    layers = zip(("fc_x", "fc_y", "fc_z"), features.items(), strict=True)
-    return {name: z @ parameters[f"{fc}.weight"].T + parameters[f"{fc}.bias"] for fc, (name, z) in layers}
-
-
-def written_out(model, fusion, inputs, label):
-    """Return the logits of every branch and their cross-entropies by the formulas, in one graph."""
-    alone = own_logits(model, fusion, {name: model.encode(name, x) for name, x in inputs.items()})
-    fused = sum(alone.values())
-    if fusion == "concat":
-        fused = fused - 2 * model.fusion_module.fc_out.bias
-    logits = {"fused": fused, **alone}
-    return logits, {branch: F.cross_entropy(each, label) for branch, each in logits.items()}
 
 
 def gradients(outputs, parameters, weights=None):
@@ -203,15 +142,7 @@ def test_names_of_the_layers_of_sum():
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].modality == "full"])
 def test_a_step_has_outputs_and_gradients_of_every_modality(name):
-    flags = {"gblend": ["--gblend_weights", "0.4,0.3,0.2,0.1"], "relearn": ["--val_ratio", 0.3]}
-    model, method = toy(name, *flags.get(name, []))
-    if name == "umt":
-        method.teachers = dict.fromkeys(model.modalities, toy()[0])
-    elif name == "pmr":
-        method.prototypes = {each: torch.rand(CLASSES, DIM) for each in model.modalities}
-        method.present = torch.ones(CLASSES, dtype=torch.bool)
-    elif name == "inforeg":
-        method.begin_epoch(0, model, {}, torch.device("cpu"))
+    model, method = toy_rule(name)
     inputs, label = batch()
     reached = {each: 0.0 for each in model.modalities}
     for outputs in method.steps(model, inputs, label):
@@ -223,21 +154,6 @@ def test_a_step_has_outputs_and_gradients_of_every_modality(name):
     assert list(outputs) == ["fused", "a", "v", "t"] and all(reached.values())
     for output in outputs.values():
         torch.testing.assert_close(F.cross_entropy(output.logits, label), output.loss)
-
-
-@pytest.mark.parametrize(("name", "weights"), [("joint_uni", (1, 1, 1, 1)), ("gblend", (0.4, 0.3, 0.2, 0.1))])
-def test_weighted_losses_with_own_heads(name, weights):
-    flags = ["--gblend_weights", ",".join(map(str, weights))] if name == "gblend" else []
-    model, method = toy(name, *flags)
-    inputs, label = batch()
-    method.step(model, inputs, label)
-    features, heads = {each: model.encode(each, x) for each, x in inputs.items()}, model.fusion_module
-    logits = [torch.cat([*features.values()], dim=1) @ heads.joint.fc_out.weight.T + heads.joint.fc_out.bias]
-    for each, z in features.items():
-        head = getattr(heads, f"{each}_head")
-        logits.append(z @ head.weight.T + head.bias)
-    loss = sum(weight * F.cross_entropy(each, label) for weight, each in zip(weights, logits, strict=True))
-    assert_gradients(list(model.parameters()), gradients(loss, list(model.parameters())))
 
 
 def probabilities(values, size=1):
@@ -256,16 +172,32 @@ def convolutions():
     return {name: nn.Conv2d(1, 1, 2) for name in WIDTHS}
 
 
-def test_ogm_in_numbers():
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("cvpr", (0.778722, 0.867451)), ("journal", (0.915172, 0.967849))], ids=["cvpr", "journal"]
+)
+def test_ogm_in_numbers(rule, expected):
     assert statistics.mean_over_others(SCORES, torch.div).tolist() == close([2.25, 1.333333, 0.416667])
-    model, method = toy("ogm", "--ogm_alpha", 0.1, fusion="sum", encoders=convolutions(), n_classes=2)
+    flags = ["--ogm_alpha", 0.1, "--ogm_rule", rule]
+    model, method = toy("ogm", *flags, fusion="sum", encoders=convolutions(), n_classes=2)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     label = torch.zeros(8, dtype=torch.int64)
     method.adjust_gradients(model, outputs_of(model, probabilities([0.75, 0.5, 0.25], 8), label), label)
     found = [model.encoder(name).weight.grad.unique().tolist() for name in model.modalities]
-    assert found == [[close(0.778722)], [close(0.867451)], [1]]  # S is 6, 4, 2
+    assert found == [[close(each)] for each in expected] + [[1]]  # S is 6, 4, 2
     assert all((model.encoder(name).bias.grad == 1).all() for name in model.modalities)
+
+
+def test_coefficients_of_ogm():
+    """Check that the journal's k starts at 1 and is never below 0, and that CVPR's jumps where rho passes 1."""
+    rho = torch.tensor([0.5, 1.0, 1.001, 3.0], dtype=torch.float64)
+    for rule, alpha, expected in (
+        ("cvpr", 0.8, [1, 1, 1 - math.tanh(0.8008), 1 - math.tanh(2.4)]),
+        ("journal", 0.8, [1, 1, 1 - 0.8 * math.tanh(0.001), 1 - 0.8 * math.tanh(2)]),
+        ("journal", 5, [1, 1, 1 - 5 * math.tanh(0.001), 0]),
+    ):
+        _, method = toy("ogm", "--ogm_alpha", alpha, "--ogm_rule", rule)
+        assert method.coefficients(rho).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_ogm_splits_the_bias_of_concat():
@@ -274,8 +206,8 @@ def test_ogm_splits_the_bias_of_concat():
         model.fusion_module.fc_out.bias.copy_(torch.tensor([3.0, -6.0]))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    label, third = torch.zeros(8, dtype=torch.int64), torch.tensor([1.0, -2.0])
-    logits = [each + third for each in probabilities([0.75, 0.5, 0.25], 8)]
+    label, of_others = torch.zeros(8, dtype=torch.int64), torch.tensor([2.0, -4.0])  # W_u z_u + b / 3 is left
+    logits = [each + of_others for each in probabilities([0.75, 0.5, 0.25], 8)]
     method.adjust_gradients(model, outputs_of(model, logits, label), label)
     assert model.encoder("a").weight.grad.unique().tolist() == [close(0.778722)]
 
@@ -302,6 +234,7 @@ def test_agm_in_numbers():
 
     scores, means = [1, 1.2, 1.4], [1, 1.1, 1.3]
     assert kappas(scores, means).tolist() == close([0.879452, 1.052608, 1.038713])
+    assert kappas([0.1, 3, 4], [0.1, 5, 9])[0].item() == pytest.approx(math.exp(10))  # tau - r is at most 10
     equal = [0.5, 0.5, 0.5]  # for which r or tau is 1
     assert (1 - kappas(scores, equal).log()).tolist() == close([1.349859, 1, 0.740818])  # r
     assert (1 + kappas(equal, means).log()).tolist() == close([1.221403, 1.051271, 0.778801])  # tau
@@ -330,61 +263,10 @@ def test_shapley_values_of_concat_with_features_of_zeros():
         torch.testing.assert_close(agm.shapley(name, f), z @ part.T + fusion.fc_out.bias / 3)
 
 
-@pytest.mark.parametrize("mask", ["shared", "passes"])
-@pytest.mark.parametrize("fusion", ["concat", "sum"])
-def test_gradients_of_agm(fusion, mask):
-    """Check sum of kappa_u g dm_u through all masked logits; a masked modality is the encoder's answer to zeros."""
-    model, method = toy("agm", "--agm_alpha", 2, "--agm_mask", mask, fusion=fusion)
-    inputs, label = batch()
-    method.means, method.batches = torch.tensor([1.0, 1.3, 1.6], dtype=torch.float64), 7
-    outputs = method.step(model, inputs, label)
-    zeros, f = {name: torch.zeros_like(x) for name, x in inputs.items()}, {}
-    for kept in agm.subsets(WIDTHS)[1:]:
-        f[kept] = written_out(model, fusion, zeros | {name: inputs[name] for name in kept}, label)[0]["fused"]
-    a, v, t, av, at, vt, avt = (f[frozenset(some)] for some in ("a", "v", "t", "av", "at", "vt", "avt"))
-    m = {
-        "a": (avt - vt + a) / 3 + (av - v + at - t) / 6,
-        "v": (avt - at + v) / 3 + (av - a + vt - t) / 6,
-        "t": (avt - av + t) / 3 + (at - a + vt - v) / 6,
-    }
-    s = [F.cross_entropy(each, label).item() for each in m.values()]
-    g = (avt.softmax(1) - F.one_hot(label, CLASSES)).detach() / BATCH
-    weights = []
-    for score, mean in zip(s, (1.0, 1.3, 1.6), strict=True):
-        r, tau = math.exp(1.5 * (sum(s) / 3 - score)), math.exp(1.5 * (1.3 - mean))
-        weights.append(math.exp(2 * (tau - r)) * g)
-    assert max(weights[0].norm() / g.norm(), weights[1].norm() / g.norm()) > 1.01
-    assert_gradients(list(model.parameters()), gradients([*m.values()], list(model.parameters()), weights))
-    for name, each in m.items():
-        torch.testing.assert_close(outputs[name].logits, each)
-
-
 def test_pmr_in_numbers():
     model, method = toy("pmr")
     helps, holds = method.coefficients(SCORES)
     assert helps.tolist() == close([0, 0.25, 1]) and holds.tolist() == close([0.75, 0.5, 0])
-
-
-def test_gradients_of_pmr():
-    """Check L_m + alpha sum beta_u PCE_u - mu sum c_u H_u, what is added reaching its own encoder alone."""
-    model, method = toy("pmr", "--pmr_alpha", 2, "--pmr_mu", 0.3)
-    inputs, label = batch()
-    method.prototypes = {name: torch.randn(CLASSES, DIM, dtype=torch.float64) for name in model.modalities}
-    method.present = torch.ones(CLASSES, dtype=torch.bool)
-    method.step(model, inputs, label)
-    loss = written_out(model, "concat", inputs, label)[1]["fused"]
-    log_p = {}
-    for name, centres in method.prototypes.items():
-        z = model.encode(name, inputs[name])
-        log_p[name] = (-(z.unsqueeze(1) - centres).square().sum(dim=2).sqrt()).log_softmax(1)
-    own = {name: rows[range(BATCH), label] for name, rows in log_p.items()}
-    S = {name: rows.exp().sum().item() for name, rows in own.items()}
-    for name, rows in log_p.items():
-        others = [S[other] for other in S if other != name]
-        beta = sum(min(max(other / S[name] - 1, 0), 1) for other in others) / 2
-        c = sum(min(max(S[name] / other - 1, 0), 1) for other in others) / 2
-        loss = loss - 2 * beta * own[name].mean() + 0.3 * c * (rows.exp() * rows).sum(dim=1).mean()
-    assert_gradients(list(model.parameters()), gradients(loss, list(model.parameters())))
 
 
 @pytest.mark.parametrize(
@@ -399,6 +281,47 @@ def test_mmpareto_in_numbers(g_m, g_u, expected):
     _, method = toy("mmpareto", "--mmpareto_gamma", 1.5)
     (found,) = method.combined(*([torch.tensor(each, dtype=torch.float64)] for each in (g_m, g_u)))
     assert found.tolist() == close(expected)
+
+
+M, U = (0.3, -2.0), (1.5, 0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rescale", ["encoder", "tensor"])
+@pytest.mark.parametrize(
+    ("g_m", "g_u", "expected"),
+    [
+        (M, (0, 0), (1.3 * 0.3, 1.3 * -2.0)),
+        ((0, 0), U, (1.3 * 1.5, 1.3 * 0.25)),
+        ((0, 0), (0, 0), (0, 0)),
+        (M, (-0.3, 2.0), (0, 0)),  # g_m = - g_u
+        ((-2 * 0.3, -2 * -2.0), M, (0, 0)),  # g_m = - 2 g_u
+        (M, (-2 * 0.3, -2 * -2.0), (0, 0)),
+        ((1.0, 0.0), (0.0, 3.0), (1.3, 3.9)),  # at right angles
+        ((1.0, 1.0), (-2.0, 2.0), (-1.3, 3.9)),
+        (M, (2.0, 0.3), (1.3 * 2.3, 1.3 * -1.7)),
+    ],
+)
+def test_mmpareto_where_h_is_0_or_the_angle_a_right_one(g_m, g_u, expected, rescale, dtype):
+    """Check encoders of three tensors, one after the other with these gradients; never 0 / 0."""
+    _, method = toy("mmpareto", "--mmpareto_gamma", 1.3, "--mmpareto_rescale", rescale)
+    lists = ([torch.tensor(each, dtype=dtype) * k for k in (1, 2, 1)] for each in (g_m, g_u))
+    found = method.combined(*lists)
+    for tensor, k in zip(found, (1, 2, 1), strict=True):
+        assert tensor.dtype == dtype and tensor.isfinite().all()
+        assert tensor.tolist() == pytest.approx([k * each for each in expected], rel=1e-5, abs=1e-12)
+
+
+def test_mmpareto_rescales_small_tensors_next_to_large_ones():
+    """Check a tensor whose gradients are 0, and one whose are a billionth of the others'."""
+    _, method = toy("mmpareto", "--mmpareto_gamma", 1.3, "--mmpareto_rescale", "tensor")
+    g_m, g_u = ([torch.tensor(each, dtype=torch.float64) * k for k in (1, 0, 1e-9)] for each in ((2, 0), (-1, 1)))
+    large, zero, small = method.combined(g_m, g_u)
+    c = 0.4
+    h = torch.tensor([2 * c * 2 - 2 * (1 - c), 2 * (1 - c)], dtype=torch.float64)
+    torch.testing.assert_close(large, 1.3 * 2**0.5 * h / h.norm())
+    torch.testing.assert_close(small, 1e-9 * large, rtol=1e-9, atol=0)
+    assert not zero.any()
 
 
 def test_mla_in_numbers():
@@ -423,6 +346,47 @@ def test_mla_updates_once_for_each_modality():
         seen.append((reached, list(outputs)))
         model.zero_grad()
     assert seen == [(["a"], ["a"]), (["v"], ["a", "v"]), (["t"], ["fused", "a", "v", "t"])]
+
+
+class Rows(nn.Module):
+    """An encoder whose features are given rows, as parameters."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = nn.Parameter(torch.tensor(rows, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.rows
+
+
+def test_lfm_in_numbers(monkeypatch):
+    same, swapped = [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]
+    encoders = {"a": Rows(same), "v": Rows(same), "t": Rows(swapped)}
+    model, method = toy("lfm", "--lfm_tau", 1, encoders=encoders, n_classes=2, dim=2)
+    pairs = [lfm.infonce(encoders[u].rows, encoders[v].rows, 1).item() for u, v in ("av", "at", "vt")]
+    assert pairs == close([0.313262, 1.313262, 1.313262]) and sum(pairs) / 3 == close(0.979928)
+    losses = []
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: losses.append(loss.item()))
+    inputs, label = dict.fromkeys("avt", torch.zeros(2, 1)), torch.tensor([0, 1])
+    for method.epoch in (0, 1):
+        outputs = method.step(model, inputs, label)
+        w = 1 - math.exp(-1 / (method.epoch + 1))
+        assert method.weight() == pytest.approx(w)
+        assert losses.pop() == close((1 - w) * outputs["fused"].loss.item() + w * 0.979928)
+    method.epoch = 0
+    assert method.weight() == close(0.632121)
+
+
+def test_infonce_depends_on_angles_alone():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 6, 3, dtype=torch.float64)
+    torch.testing.assert_close(lfm.infonce(7 * x, y, 0.1), lfm.infonce(y, x, 0.1))
+    order = torch.randperm(6)
+    torch.testing.assert_close(lfm.infonce(x[order], y[order], 0.1), lfm.infonce(x, y, 0.1))
+    assert lfm.infonce(x, x, 1e-3) < 1e-6 and lfm.infonce(x, y, 1e9).item() == pytest.approx(math.log(6))
+    zero = torch.zeros(6, 3, dtype=torch.float64, requires_grad=True)  # ReLU may leave a feature of zeros
+    lfm.infonce(zero, y, 0.1).backward()
+    assert zero.grad.isfinite().all()
 
 
 def test_inforeg_in_numbers():
@@ -476,17 +440,3 @@ def test_umt_in_numbers(monkeypatch):
         method.teachers[name] = teacher
     monkeypatch.setattr("methods.umt.joint_step", lambda model, inputs, label, extra: extra(features))
     assert method.step(model, inputs, label).item() == pytest.approx(0.6)
-
-
-def test_gradients_of_umt():
-    (model, method), (teacher, _) = toy("umt", "--umt_lambda", 10), toy()
-    with torch.no_grad():
-        for parameter in teacher.parameters():
-            parameter += 0.1
-    method.teachers = dict.fromkeys(model.modalities, teacher.requires_grad_(False))
-    inputs, label = batch()
-    whole_step(model, method, inputs, label)
-    loss = written_out(model, "concat", inputs, label)[1]["fused"]
-    for name, x in inputs.items():
-        loss = loss + 10 * (model.encode(name, x) - teacher.encode(name, x)).square().mean()
-    assert_gradients(list(model.parameters()), gradients(loss, list(model.parameters())))

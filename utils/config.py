@@ -169,6 +169,11 @@ FLAGS = (  # name, type or choices, default, metavar, help
             "(default: random)",
         ),
         ("freeze", ("audio", "visual", "both"), None, None, "do not train this encoder, or both"),
+        (
+            "alone", ("own", "zeros"), "own", None,
+            "how the fusion module scores one modality: own, as the authors' code, by its feature in every place "
+            "(gated, film, bilinear) or its own layer (sum); zeros, as the paper, with 0 in place of the others",
+        ),
     ),
     *flags(
         "optimisation",
@@ -207,9 +212,21 @@ FLAGS = (  # name, type or choices, default, metavar, help
     *flags(
         "method",
         ("ogm_alpha", number, 0.1, "A", "strength of the modulation"),
+        (
+            "ogm_rule", ("cvpr", "journal"), "cvpr", None,
+            "cvpr: 1 - tanh(alpha rho); journal: 1 - alpha tanh(rho - 1), at least 0, which starts at 1",
+        ),
         ("modulation_starts", count, 0, "EPOCH", "first epoch, counted from 0, that is modulated"),
         ("modulation_ends", count, 50, "EPOCH", "last epoch, counted from 0, that is modulated"),
         methods=OGM,
+    ),
+    *flags(
+        "method",
+        (
+            "joint_uni_weight", number, 1.0, "W",
+            "weight of the unimodal losses; DGL's Table 4 calls it alpha of G-Blending",
+        ),
+        methods=("joint_uni",),
     ),
     *flags(
         "method",
@@ -220,6 +237,10 @@ FLAGS = (  # name, type or choices, default, metavar, help
     *flags(
         "method",
         ("agm_alpha", number, 1.0, "A", "strength of the modulation"),
+        (
+            "agm_clip", bool, False, None,
+            "clip all gradients to a norm of 1 when an entry of the fusion module's gradient is above 1, as the code",
+        ),
         ("agm_mask", ("shared", "passes"), "shared", None, "shared: one masked clip; passes: whole batches"),
         ("agm_ends", count, 20, "EPOCH", "last epoch, counted from 0, that is modulated"),
         methods=("agm",),
@@ -230,7 +251,7 @@ FLAGS = (  # name, type or choices, default, metavar, help
         ("pmr_mu", number, 0.01, "MU", "weight of the leading modality's entropy"),
         ("pmr_momentum", share, 0.2, "SHARE", "share of the old prototypes in the new ones, 0 to 1"),
         ("pmr_entropy", count, 10, "EPOCHS", "number of epochs, from the first, that have the entropy term"),
-        ("pmr_ends", count, 70, "EPOCH", "last epoch, counted from 0, that is rebalanced"),
+        ("pmr_ends", count, None, "EPOCH", "last epoch, counted from 0, that is rebalanced (default: no end)"),
         ("pmr_rule", ("paper", "code"), "paper", None, "coefficients of the paper or of the published code"),
         methods=("pmr",),
     ),
@@ -250,14 +271,27 @@ FLAGS = (  # name, type or choices, default, metavar, help
     ),
     *flags(
         "method",
+        (
+            "lfm_match", ("infonce", "code"), "infonce", None,
+            "matching loss: infonce of the features, as the paper; code: divergence of the outputs",
+        ),
+        ("lfm_tau", positive, 0.1, "TAU", "temperature of infonce; the paper gives none"),
         ("lfm_weights", ("heuristic", "fitted"), "heuristic", None, "how the matching loss is weighted by epoch"),
         methods=("lfm",),
     ),
     *flags(
         "method",
-        ("relearn_lambda", number, 3.0, "LAMBDA", "how strongly an encoder returns to its initial weights"),
-        ("relearn_every", one_or_more, 20, "EPOCHS", "epochs between two re-learning steps"),
-        ("relearn_times", count, 3, "N", "maximum number of re-learning steps"),
+        (
+            "relearn_lambda", number, 3.0, "LAMBDA",
+            "how strongly an encoder returns to its initial weights; the paper has 3 for CREMA-D, 7 for "
+            "Kinetics-Sounds and UCF-101, 8 for MOSI",
+        ),
+        (
+            "relearn_every", one_or_more, 20, "EPOCHS",
+            "epochs between two re-learning steps; the paper has 20, for MOSI 5",
+        ),
+        ("relearn_times", count, 3, "N", "maximum number of re-learning steps; the paper has no maximum"),
+        ("relearn_unimodal", number, 0.0, "W", "weight of unimodal losses with heads of their own; Ours+ has 1"),
         methods=("relearn",),
     ),
     *flags(

@@ -37,6 +37,16 @@ def average(tensors):
         tensor.copy_(averaged.view(tensor.shape))
 
 
+def gather_rows(tensor):
+    """Return the rows (B, ...) of all processes, of equal B; a gradient flows to this process's own rows only."""
+    if size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(size())]
+    dist.all_gather(parts, tensor.detach().contiguous())
+    parts[rank()] = tensor
+    return torch.cat(parts)
+
+
 def gather(value):
     """Return the values of all processes, in a list by rank. `value` is any object that can be pickled."""
     values = [value] * size()
