@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from dataset import DATASETS
+from engine.folder import read_record, recorded_settings
 from methods import METHODS, check_flags, describe, resolve
 from models.backbone import BACKBONES
 from models.basic_model import MODALITIES
@@ -76,8 +77,6 @@ def with_recorded(settings, parser, argv):
     Raises:
         InputError: there is no such run, or it has a value that its flag does not take.
     """
-    from engine.folder import read_record, recorded_settings
-
     path = settings.config or (settings.ckpt_path if settings.resume else None)
     recorded = None
     if path:

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from methods.base import Method
+from methods.features import drawn_of_each_class, features_of
 from methods.joint import joint_step
-from methods.statistics import drawn_of_each_class, entropy, features_of, mean_over_others
+from methods.statistics import entropy, mean_over_others
 from utils.processes import total
 
 FEWEST = 10  # clips of a class that make its prototype, where a tenth is less

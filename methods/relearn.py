@@ -16,9 +16,9 @@ import math
 import torch
 
 from methods.base import OwnHeads
+from methods.features import features_of, purity
 from methods.joint import Joint
 from methods.joint_uni import weighted_step
-from methods.statistics import features_of, purity
 from utils.processes import gather, rank
 from utils.seeds import hash_of
 

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main_dgl
 from engine import evaluation, meter
-from methods import statistics
+from methods import features
 from models.backbone import BACKBONES, ResNet18
 from models.basic_model import AVClassifier
 from tests.conftest import SMALL, SmallEncoder, data_flags, make_small, run_here
@@ -71,7 +71,7 @@ def train_all(corpus, out):
         patch.setattr(main_dgl, "build", lambda *arguments: in_float64(*build(*arguments)))
         patch.setattr(AVClassifier, "train", lambda model, mode=True: train(model, False))
         patch.setattr(main_dgl, "refresh_batchnorm", lambda model, batches: None)
-        for module in (meter, evaluation, statistics):
+        for module in (meter, evaluation, features):
             patch.setattr(module, "to_device", small_batch)
         for name, flags in RUNS.items():
             patch.setitem(BACKBONES, "resnet18", ResNet18 if name == "concat-dgl" else SmallEncoder)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from methods import features as clip_features
 from methods import gblend, lfm, statistics
 from tests.rules import (
     alone,
@@ -394,10 +395,10 @@ def test_pmr_prototypes_are_class_means_in_evaluation():
 
 def test_a_tenth_of_every_class():
     clips = loaders_of(batch()[0], torch.tensor([0] * 230 + [1] * 50 + [2] * 3))["train"].dataset.clips
-    drawn = statistics.drawn_of_each_class(clips, 0.1, 10, seed=0)
+    drawn = clip_features.drawn_of_each_class(clips, 0.1, 10, seed=0)
     counts = torch.bincount(torch.tensor([clips[k].label for k in drawn]))
     assert counts.tolist() == [23, 10, 3] and drawn == sorted(set(drawn))
-    assert drawn != statistics.drawn_of_each_class(clips, 0.1, 10, seed=1)
+    assert drawn != clip_features.drawn_of_each_class(clips, 0.1, 10, seed=1)
 
 
 def test_mla_alternates_and_projects():
@@ -550,20 +551,20 @@ def test_purity_in_numbers():
     import numpy as np
 
     label = np.array([0, 0, 1, 1, 2])
-    assert statistics.of_clusters(label, np.array([1, 1, 0, 0, 0])) == 0.8
+    assert clip_features.of_clusters(label, np.array([1, 1, 0, 0, 0])) == 0.8
     torch.manual_seed(0)
     centres, label = 10 * torch.randn(3, 512), torch.arange(3).repeat(7)
     features_of_clips = centres[label] + torch.randn(21, 512)
-    assert statistics.purity(features_of_clips, label, 3) == 1
-    assert statistics.purity(features_of_clips, torch.arange(21) // 7, 3) < 0.7
-    assert statistics.purity(features_of_clips[:2], label[:2], 3) == 1  # fewer clips than classes
+    assert clip_features.purity(features_of_clips, label, 3) == 1
+    assert clip_features.purity(features_of_clips, torch.arange(21) // 7, 3) < 0.7
+    assert clip_features.purity(features_of_clips[:2], label[:2], 3) == 1  # fewer clips than classes
 
 
 def test_features_in_evaluation_in_the_order_of_the_numbers():
     model = small_model().double().train()
     inputs, label = batch(7)
     dataset = loaders_of(inputs, label)["train"].dataset
-    found, labels = statistics.features_of(model, dataset, 2, CPU, [6, 1, 3])
+    found, labels = clip_features.features_of(model, dataset, 2, CPU, [6, 1, 3])
     assert not model.training
     order = [1, 3, 6]
     assert torch.equal(labels, label[order]) and list(found) == ["audio", "visual"]
