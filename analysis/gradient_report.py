@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from dataset.loader import build_loader
 from engine.build import build
 from engine.device import choose_device, set_precision
-from engine.gradients import gradient_norms, modules_of
+from engine.gradients import drop_frozen_gradients, gradient_norms, modules_of
 from engine.settings import label as name_of
 from methods import describe
 from utils.batches import to_device
@@ -75,6 +75,7 @@ def gradient_report(method, model, inputs, label):
         with ScaledLosses(weights) as scaled:
             for outputs in method.steps(model, inputs, label):
                 method.adjust_gradients(model, outputs, label)
+                drop_frozen_gradients(model)
                 squares = squares + gradient_norms(model).cpu().double() ** 2
                 model.zero_grad()
         for part, state in zip((method, model), copy.deepcopy(remembered), strict=True):

@@ -71,12 +71,12 @@ def plan(out, methods, alphas, seeds, common=()):
     return runs
 
 
-def without_others(common, method):
-    """Flags less those that other methods have and this one has not."""
+def without_others(common, *methods):
+    """Return flags without those that only methods other than these have."""
     others = OneLineParser(add_help=False)
     for name, flag in OF_METHODS.items():
-        if method not in flag.methods:
-            others.add_argument(f"--{name}")
+        if not set(methods) & set(flag.methods):
+            others.add_argument(f"--{name}", **({"action": "store_true"} if flag.type is bool else {}))
     return others.parse_known_args(common)[1]
 
 
@@ -105,7 +105,8 @@ def print_plan(runs, args):
             print("# those below learn from runs above, which must be finished")
         for each in part:
             alpha = ["--alphas", each.alpha] if each.alpha else []
-            words = ["--out", args.out, "--methods", each.method, *alpha, "--seeds", str(each.seed), "--", *args.flags]
+            flags = without_others(args.flags, each.method, *(runs[name].method for name in each.needs))
+            words = ["--out", args.out, "--methods", each.method, *alpha, "--seeds", str(each.seed), "--", *flags]
             print(shlex.join([sys.executable, "-m", "analysis.runner", *words]))
 
 

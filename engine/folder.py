@@ -10,7 +10,7 @@ from dataset import DATASETS
 from engine.provenance import provenance
 from methods import METHODS
 from models.weights import load_checkpoint
-from utils.config import DEFAULTS, PATHS, changes_results, differing, format_value
+from utils.config import DEFAULTS, NAMED, PATHS, changes_results, differing, format_value
 from utils.errors import InputError
 from utils.files import exclusive, write_json
 from utils.processes import first_process, gather, rank
@@ -35,8 +35,9 @@ def folder_of(settings):
     )
     usual = DEFAULTS | DATASETS[settings.dataset].defaults
     for flag in sorted(values):
-        named = not changes_results(flag) or flag in {"method", "modality", "dataset", "random_seed", tuned}
-        if not named and values[flag] != usual.get(flag):
+        left_out = flag in {"method", "modality", "dataset", "random_seed", tuned}
+        left_out = left_out or not (changes_results(flag) or flag in NAMED)
+        if not left_out and values[flag] != usual.get(flag):
             name += f"-{flag}{format_value(values[flag])}"
             if os.sep in str(values[flag]):  # files of the same name may lie in several folders
                 name += f"-{short_hash(values[flag])}"
@@ -171,7 +172,8 @@ def write_record(settings, data):
         for name in OF_A_RUN:
             with suppress(FileNotFoundError):
                 os.remove(os.path.join(settings.ckpt_path, name))
-    path, record = os.path.join(settings.ckpt_path, RECORD), {"settings": vars(settings), "data": data, "starts": []}
+    path, before = os.path.join(settings.ckpt_path, RECORD), {}
     if has(settings.ckpt_path, LAST) and os.path.exists(path):
-        record |= read_record(path)
-    write_json(path, record | {"starts": [*record["starts"], provenance()]})
+        before = read_record(path)
+    starts = [*before.get("starts", ()), provenance()]
+    write_json(path, {"settings": vars(settings), "data": before.get("data", data), "starts": starts})

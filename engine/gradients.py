@@ -24,14 +24,19 @@ def gradient_norms(model):
     return torch.stack([torch.nn.utils.get_total_norm(some).to(device) for some in gradients])
 
 
+def drop_frozen_gradients(model):
+    """Drop the gradients of frozen encoders: neither clipped with the others nor changed by weight decay."""
+    for name in model.frozen:
+        for parameter in model.encoder_parameters(name):
+            parameter.grad = None
+
+
 def clip_gradients(model):
     """Clip all gradients together to CLIP_NORM; drop those of frozen encoders.
 
     Returns:
         (modules + 1,): the norms before clipping, of each module and of all together.
     """
-    for name in model.frozen:
-        for parameter in model.encoder_parameters(name):
-            parameter.grad = None  # neither clipped with the others nor changed by weight decay
+    drop_frozen_gradients(model)
     norms = gradient_norms(model)
     return torch.cat([norms, torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM).view(1)])

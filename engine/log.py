@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import statistics
+from pathlib import Path
 
 from engine.board import Board
 from engine.checkpoint import best_of
@@ -41,7 +42,8 @@ class RunLog:
         if settings.use_tensorboard:
             folder, into = self.path("tensorboard"), settings.tensorboard_path
             if into:
-                folder = os.path.join(into, os.path.basename(os.path.abspath(settings.ckpt_path)))
+                first, *below = Path(settings.ckpt_path).parts  # below ckpt/ the dataset is part of the run's name
+                folder = os.path.join(into, *(below if first == "ckpt" and below else [Path(settings.ckpt_path).name]))
             steps = len(rows) * len(data.train) if settings.tensorboard_steps else None
             self.board = Board(folder, vars(settings), rows, steps)
 

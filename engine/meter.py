@@ -7,7 +7,7 @@ import torch
 from engine.gradients import CLIP_NORM, modules_of
 from utils.batches import to_device
 from utils.errors import InputError
-from utils.processes import first_process, size, total
+from utils.processes import first_process, rank, size, total
 from utils.progress import progress_bar
 from utils.seeds import derived_seed
 
@@ -99,7 +99,7 @@ def batches(loader, device, meter):
     Before each batch PyTorch's generator is seeded by (seed, epoch, step), for methods that draw noise.
     """
     dataset = loader.dataset
-    bar = progress_bar(loader, f"epoch {dataset.epoch}", leave=False)
+    bar = progress_bar(loader, f"epoch {dataset.epoch}", leave=False, disable=rank() > 0)
     for number, batch in enumerate(bar):
         torch.manual_seed(derived_seed(dataset.seed, dataset.epoch, "noise", number))
         yield to_device(batch, device)

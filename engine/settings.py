@@ -53,7 +53,7 @@ def parse_training(argv=None):
     """
     parser = training_parser()
     settings, typed = config.parse(parser, argv)
-    settings = complete(vars(with_recorded(settings, parser, argv)))
+    settings = complete(vars(with_recorded(settings, typed, parser, argv)))
     check_flags(settings, typed)
     for name in ("tensorboard_path", "tensorboard_steps"):
         if name in typed and not settings.use_tensorboard:
@@ -71,12 +71,16 @@ def complete(settings):
     return Namespace(**settings)
 
 
-def with_recorded(settings, parser, argv):
+def with_recorded(settings, typed, parser, argv):
     """Return the settings of a command line; flags that were not typed are as in the run of --config or --resume.
 
     Raises:
         InputError: there is no such run, or it has a value that its flag does not take.
     """
+    if settings.resume and not settings.ckpt_path:
+        raise InputError(
+            "--resume: needs --ckpt_path, the folder of the run; without the flag, the same command resumes"
+        )
     path = settings.config or (settings.ckpt_path if settings.resume else None)
     recorded = None
     if path:
@@ -84,6 +88,10 @@ def with_recorded(settings, parser, argv):
     if not recorded:
         return settings
     recorded = {name: value for name, value in resolve(recorded).items() if name not in NOT_AGAIN}
+    if typed.get("dataset", recorded["dataset"]) != recorded["dataset"]:  # which has other folders and frames
+        recorded = {name: value for name, value in recorded.items() if name not in {*config.PATHS, "num_frame"}}
+    if any(typed.get(name) not in (None, "full", "Normal") for name in ("modality", "modulation", "no_mgt", "no_ugt")):
+        del recorded["method"]  # the command line names another one by these flags
     try:
         again = vars(config.parse_settings(training_parser(), recorded))
     except InputError as error:

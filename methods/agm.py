@@ -30,6 +30,7 @@ class AGM(Method):
     def __init__(self, settings, model):
         super().__init__(settings, model)
         self.means, self.batches = torch.zeros(len(model.modalities)), 0  # of s_u
+        self.linear = not settings.agm_clip
 
     def step(self, model, inputs, label):
         features = present = encode_all(model, inputs)
@@ -57,7 +58,8 @@ class AGM(Method):
         if not self.settings.agm_clip:
             return
         largest = torch.stack([p.grad.abs().max() for p in model.fusion_module.parameters()]).max()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        frozen = {p for name in model.frozen for p in model.encoder_parameters(name)}
+        gradients = [p.grad for p in model.parameters() if p.grad is not None and p not in frozen]
         norm = torch.nn.utils.get_total_norm(gradients)
         factor = torch.where(largest > 1, 1 / norm, 1)
         for gradient in gradients:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
 
@@ -113,6 +114,18 @@ def test_groups_of_methods_are_every_method_once():
     for name, planned in runs.items():
         assert all(order.index(other) < order.index(name) for other in planned.needs)
     assert runs["umt-seed0"].needs == ["audio-seed0", "visual-seed0"]
+
+
+def test_flags_of_one_method_go_to_its_runs_alone(capsys):
+    """Also those without a value, and also in the commands of a plan, each of which can be planned by itself."""
+    common = ["--agm_clip", "--epochs", "3", "--agm_alpha", "2"]
+    runs = runner.plan("out", ["joint", "agm"], ["4"], [0], common)
+    assert not any("agm" in str(word) for word in runs["joint-seed0"].flags)
+    assert runs["agm-seed0"].flags[: len(common)] == common and "--epochs" in runs["joint-seed0"].flags
+    runner.print_plan(runs, Namespace(out="out", flags=common))
+    for line, name in zip(capsys.readouterr().out.splitlines(), ("joint", "agm"), strict=True):
+        flags = shlex.split(line)
+        assert list(runner.plan("out", [name], ["4"], [0], flags[flags.index("--") + 1 :])) == [f"{name}-seed0"]
 
 
 def test_the_plan_is_a_command_a_line_that_makes_one_run(capsys):

@@ -171,6 +171,13 @@ def test_gradient_report_is_what_autograd_says(name, routes, fusion_method):
     assert list(report["all"].values()) == pytest.approx(gradient_norms(model).tolist(), rel=1e-5)
 
 
+def test_gradient_report_of_a_frozen_encoder():
+    model, (inputs, label) = small_model().double().train(), batch()
+    model.frozen = ["audio"]
+    report = gradient_report(method_of(model, "--alpha", 3), model, inputs, label)
+    assert report["L_audio"]["audio"] == report["all"]["audio"] == 0 < report["L_visual"]["visual"]
+
+
 class Leaking(Method):
     """DGL with the second truncation forgotten."""
 

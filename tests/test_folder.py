@@ -209,3 +209,42 @@ def test_other_lists_are_refused_before_decoding(train, few, tmp_path, capsys, m
     with pytest.raises(SystemExit) as end:
         train(*flags, "--epochs", 2)
     assert end.value.code == 2 and "trained on other clips" in capsys.readouterr().err
+
+
+def test_other_teachers_have_a_folder_of_their_own():
+    """Which teachers a run learnt from is seen by its name, though they may be moved before it is resumed."""
+    flags = ["--method", "umt", "--learning_rate", 0.002, "--umt_visual", "v/best.pth", "--umt_audio"]
+    first, again, other = (folder_of(settings_of(*flags, path)) for path in ("a/best.pth", "a/best.pth", "b/best.pth"))
+    assert first == again != other and first.startswith("ckpt/cremad/umt-seed0-umt_audiobest.pth-")
+
+
+def test_the_record_has_the_settings_of_the_last_start(train, base, tmp_path):
+    train()
+    train("--epochs", 2)
+    found = record(tmp_path / base)
+    assert found["settings"]["epochs"] == 2 and len(found["starts"]) == 2 and found["data"]["train"]["clips"] == 6
+
+
+def test_a_record_for_another_dataset_keeps_what_is_not_of_the_first(train, base, tmp_path):
+    train("--alpha", 2)
+    (path,) = tmp_path.rglob("run.json")
+    settings = main_dgl.parse_args(["--config", str(path), "--dataset", "KineticSound"])
+    expected = settings_of("--dataset", "KineticSound")
+    assert settings.alpha == 2 and settings.batch_size == 6
+    for name in ("audio_path", "visual_path", "split_path", "num_frame"):
+        assert getattr(settings, name) == getattr(expected, name), name
+
+
+@pytest.mark.parametrize(
+    ("flags", "method"),
+    [(["--modulation", "OGM"], "ogm"), (["--no_mgt"], "no_mgt"), (["--modulation", "Normal"], "dgl")],
+)
+def test_a_record_and_another_method_by_the_authors_flags(train, base, tmp_path, flags, method):
+    train()
+    assert main_dgl.parse_args(["--config", f"{base}/run.json", "--modality", "full", *flags]).method == method
+
+
+def test_resume_needs_a_folder(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_here(main_dgl, "--train", "--resume")
+    assert end.value.code == 2 and "--ckpt_path" in capsys.readouterr().err

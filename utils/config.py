@@ -111,6 +111,8 @@ FREE = {
     "umt_audio",
     "umt_visual",
 }
+# Of these, the ones that a run folder's name has all the same: other teachers make another run, also where it is new.
+NAMED = {"gblend_runs", "umt_audio", "umt_visual"}
 ALIASES = {"num_frame": ("use_video_frames",)}
 
 

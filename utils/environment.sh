@@ -59,7 +59,7 @@ run() {
 # Trains with the settings at the top of a dataset's script and these flags of main_dgl.py, in `processes` processes,
 # and validates the best epoch.
 train_and_validate() {
-  set -- --modality full --modulation Normal --fusion_method concat --alpha "$alpha" --learning_rate "$learning_rate" \
+  set -- --modulation Normal --fusion_method concat --alpha "$alpha" --learning_rate "$learning_rate" \
     --lr_decay_step "$lr_decay_step" --epochs "$epochs" --batch_size "$batch_size" --random_seed "$seed" \
     --use_tensorboard "$@"
   local launch=("$PYTHON")
