@@ -223,10 +223,9 @@ class InMemory(list):
 
 def measure_epoch(root, rounds):
     """An epoch of training through the loader, beside the same with its batches in memory."""
-    from utils.training.device import choose_device, set_precision
-
     device, of_run = choose_device(), settings(root, batch_size=16, learning_rate=1e-4)
     set_precision(deterministic=False)
+    return_freed_memory()
     loader = build_loader(of_run, "train", device)
     model, method = build(of_run, device)
     optimizer, _ = build_optimizer(model, of_run)

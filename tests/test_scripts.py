@@ -304,3 +304,9 @@ def test_the_benchmark_measures_everything_unless_told(monkeypatch):
     assert tuple(measured) == benchmark.PARTS
     run_here(benchmark, "epoch", "reader")
     assert measured[len(benchmark.PARTS) :] == ["epoch", "reader"]
+
+
+def test_the_benchmark_of_an_epoch_runs(small_encoders, capsys):
+    run_here(benchmark, "epoch", "--rounds", 1)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch of")]
+    assert len(rows) == 2 and all(float(row.split()[-1]) > 0 for row in rows)
