@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, f1_score
 
-from engine.evaluation import accuracy, class_names
+from engine.evaluation import accuracy, class_names, predicted_branches
 from utils.files import write_csv
 
 # The metrics of a table, by name: {branch: value} of each; None of one that was not asked for.
@@ -16,18 +16,11 @@ METRICS = {
 }
 
 
-def branches_of(predictions):
-    """Return the branches that predictions have, the fused one first."""
-    return [name for name in predictions if name != "label"]
-
-
 def macro_f1(predictions, branch):
-    """Return F1 of the top class, its plain mean over the classes that have a clip; None for a missing branch.
+    """Return F1 of the top class, its plain mean over the classes that have a clip.
 
     A class that is never predicted counts as 0. As scikit-learn's f1_score over those classes.
     """
-    if branch not in predictions:
-        return None
     label, predicted = predictions["label"].numpy(), predictions[branch].argmax(dim=1).numpy()
     return float(f1_score(label, predicted, labels=np.unique(label), average="macro", zero_division=0))
 
@@ -37,8 +30,6 @@ def mean_average_precision(predictions, branch):
 
     As scikit-learn's average_precision_score: a step at every distinct probability, without interpolation.
     """
-    if branch not in predictions:
-        return None
     label, probability = predictions["label"].numpy(), predictions[branch].numpy()
     return float(np.mean([average_precision_score(label == c, probability[:, c]) for c in np.unique(label)]))
 
@@ -50,7 +41,10 @@ def measure(predictions, classes):
         {branch: accuracy}, 0 to 1, and "macro_f1" and "mean_average_precision": the same of these;
         "per_class": {name: {"clips": .., branch: ..}}.
     """
-    counts, branches = torch.bincount(predictions["label"], minlength=len(classes)).tolist(), branches_of(predictions)
+    counts, branches = (
+        torch.bincount(predictions["label"], minlength=len(classes)).tolist(),
+        predicted_branches(predictions),
+    )
     return {
         **{branch: accuracy(predictions, branch) for branch in branches},
         "macro_f1": {branch: macro_f1(predictions, branch) for branch in branches},
@@ -96,7 +90,7 @@ def comparison(results):
 
 def write_predictions(path, dataset, predictions):
     """Write a row per clip: its class, and per branch the predicted class, its probability and the true class's."""
-    branches = branches_of(predictions)
+    branches = predicted_branches(predictions)
     head = ("{}", "{} probability", "{} probability of true")
     columns = [[clip.id for clip in dataset.clips], [dataset.classes[label] for label in predictions["label"]]]
     for branch in branches:

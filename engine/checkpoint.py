@@ -9,7 +9,7 @@ from engine.folder import LAST
 from engine.settings import complete, training_parser, validation_parser
 from methods import resolve
 from models.weights import first_line, load_checkpoint
-from utils.config import DEFAULTS, OF_METHODS, differing, parse_settings
+from utils.config import OF_METHODS, differing, parse_settings
 from utils.errors import InputError, Interrupted
 from utils.files import replacing
 from utils.processes import first_process, rank, wait_for_all
@@ -80,11 +80,8 @@ def load_state(path, settings, model, method, optimizer, scheduler, dataset):
     saved = load_checkpoint(path)
     if saved["authors"] or not {"optimizer", "scheduler", "log", "method"} <= saved.keys():
         raise InputError(f"{path}: no run to resume is in it; remove it, or choose another --ckpt_path")
-    for name, ours, theirs in differing(vars(settings), DEFAULTS | saved["settings"]):
-        if name in vars(settings):
-            raise InputError(
-                f"--{name} {ours}: {path} was made with {theirs}; use the same value, or another --ckpt_path"
-            )
+    for name, ours, theirs in differing(vars(settings), saved["settings"]):
+        raise InputError(f"--{name} {ours}: {path} was made with {theirs}; use the same value, or another --ckpt_path")
     try:
         model.load_state_dict(saved["model"])
         method.load_state_dict(saved["method"])

@@ -83,6 +83,11 @@ def gather_predictions(predictions, sampler):
     return {name: torch.cat([values[name] for _, values in parts])[order] for name in predictions}
 
 
+def predicted_branches(predictions):
+    """Return the branches that predictions have, the fused one first."""
+    return [name for name in predictions if name != "label"]
+
+
 def class_names(names, n_classes):
     """Return the names of a model's classes, with numbers for those that have none."""
     return [*names, *map(str, range(len(names), n_classes))][:n_classes]
@@ -90,8 +95,6 @@ def class_names(names, n_classes):
 
 def accuracy(predictions, branch, of_class=None):
     """Return the share of clips, or of those labelled `of_class`, whose top class is right; None if there are none."""
-    if branch not in predictions:
-        return None
     hits = predictions[branch].argmax(dim=1) == predictions["label"]
     if of_class is not None:
         hits = hits[predictions["label"] == of_class]

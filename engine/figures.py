@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from engine.checkpoint import best_of
+from engine.evaluation import predicted_branches
 from engine.meter import branches_of, loss_name
 from utils.files import replacing
 
@@ -25,7 +26,7 @@ def confusion_figures(predictions, classes, title=""):
         matplotlib Figure.
     """
     label, panels = np.asarray(predictions["label"]), {}
-    for branch in [name for name in predictions if name != "label"]:
+    for branch in predicted_branches(predictions):
         predicted = np.asarray(predictions[branch]).argmax(axis=1)
         panels[f"{branch}, accuracy {(predicted == label).mean():.4f}"] = label, predicted
     figure = draw_panels(panels, classes)

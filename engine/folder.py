@@ -113,12 +113,11 @@ def check_settings(settings):
     path = settings.ckpt_path
     if settings.overwrite or not has(path, LAST, RESULT):
         return
-    for name, ours, theirs in differing(vars(settings), DEFAULTS | (recorded_settings(path) or vars(settings))):
-        if name in vars(settings):
-            raise InputError(
-                f"--{name} {ours}: the run in {path} has {theirs}; use the same value, leave out --ckpt_path for a new "
-                "folder, or start again with --overwrite"
-            )
+    for name, ours, theirs in differing(vars(settings), recorded_settings(path) or vars(settings)):
+        raise InputError(
+            f"--{name} {ours}: the run in {path} has {theirs}; use the same value, leave out --ckpt_path for a new "
+            "folder, or start again with --overwrite"
+        )
     if not has(path, LAST) and not is_finished(settings):
         raise InputError(
             f"--epochs {settings.epochs}: the run in {path} has ended and its {LAST} is missing, so it cannot be "

@@ -237,3 +237,27 @@ def loaders_of(inputs, label, steps=2):
     """Return loaders of every split, all of the same clips: {modality: (M, ...)}, (M,)."""
     loader = Loader(Clips(inputs, label), steps)
     return dict.fromkeys(("train", "plain", "val"), loader)
+
+
+def mla_half_step(loss, parameters, feature=None, projection=None):
+    """Step parameters by 0.1 of the gradient of a loss, the head's weight (last but one) projected, by hand.
+
+    Returns:
+        the projection that has taken in the mean of the features (B, D), for alpha 0.1^1.5; None without one.
+    """
+    steps = list(torch.autograd.grad(loss, parameters))
+    if projection is not None:
+        steps[-2] = steps[-2] @ projection
+        r = feature.detach().mean(0)
+        k = projection @ r
+        projection = projection - torch.outer(k, k) / (0.1**1.5 + r @ k)
+    with torch.no_grad():
+        for parameter, step in zip(parameters, steps, strict=True):
+            parameter -= 0.1 * step
+    return projection
+
+
+def assert_same_parameters(model, expected):
+    """Raise AssertionError unless the parameters of two models are the same to 1e-9 of their length."""
+    for (name, p), q in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert (p - q).norm() <= 1e-9 * q.norm(), name

@@ -13,11 +13,13 @@ from methods import gblend, lfm, statistics
 from tests.rules import (
     alone,
     assert_gradients,
+    assert_same_parameters,
     fused,
     gradients,
     labels_that_favour,
     likely,
     loaders_of,
+    mla_half_step,
     own,
     rule,
     small_model,
@@ -426,15 +428,8 @@ def test_mla_alternates_and_projects():
         loss = F.cross_entropy(feature @ head.weight.T + head.bias, label)
         torch.testing.assert_close(outputs[model.modalities[k]].loss, loss)
         parameters = [*net.parameters(), head.weight, head.bias]
-        steps = list(torch.autograd.grad(loss, parameters))
-        steps[-2] = steps[-2] @ P
-        r = feature.detach().mean(0)
-        P = P - torch.outer(P @ r, P @ r) / (0.1**1.5 + r @ P @ r)
-        with torch.no_grad():
-            for parameter, step in zip(parameters, steps, strict=True):
-                parameter -= 0.1 * step
-    for (name, p), q in zip(model.named_parameters(), expected.parameters(), strict=True):
-        assert (p - q).norm() <= 1e-9 * q.norm(), name
+        P = mla_half_step(loss, parameters, feature, P)
+    assert_same_parameters(model, expected)
     torch.testing.assert_close(method.projection, P)
 
 

@@ -432,9 +432,12 @@ def parse_settings(parser, settings):
 
 
 def differing(settings, others):
-    """Return where two runs' settings differ in what changes results: [(name, value, other value), ...]."""
-    names = [name for name in TRAINING if changes_results(name) and name in {*settings, *others}]
-    values = ((name, settings.get(name), others.get(name)) for name in names)
+    """Return where a run's settings differ from another's in what changes results: [(name, value, other value), ...].
+
+    Only settings that the run has are compared; those that the other lacks, as an older run does, count as default.
+    """
+    names = [name for name in TRAINING if name in settings and changes_results(name)]
+    values = ((name, settings[name], others.get(name, DEFAULTS[name])) for name in names)
     return [(name, ours, theirs) for name, ours, theirs in values if ours != theirs]
 
 
