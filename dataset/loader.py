@@ -1,5 +1,6 @@
 """Batches: which clips in which order, read by how many processes."""
 
+import atexit
 import os
 import signal
 import sys
@@ -179,6 +180,7 @@ class Data:
         self.loaders = {
             name: build_loader(settings, name, device, dataset=dataset) for name, dataset in self.datasets.items()
         }
+        atexit.register(self.close)
         for name, loader in self.loaders.items():
             print(f"{settings.dataset} {name}: {loader.dataset}")
         with first_process():
@@ -194,6 +196,12 @@ class Data:
                     "step with all of them; a smaller batch size makes more steps",
                     file=sys.stderr,
                 )
+
+    def close(self):
+        """End the workers: they ignore SIGTERM, so that multiprocessing would wait for them at exit."""
+        for loader in self.loaders.values():
+            if loader._iterator is not None:
+                loader._iterator._shutdown_workers()
 
     @property
     def train(self):
