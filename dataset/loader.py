@@ -1,6 +1,7 @@
 """Batches: which clips in which order, read by how many processes."""
 
 import atexit
+import multiprocessing
 import os
 import signal
 import sys
@@ -54,6 +55,13 @@ def ignore_signals(_):
     """Leave the signals that a terminal or a cluster sends to every process to the main process."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers():
+    """Kill the workers that are left: they ignore SIGTERM, so that multiprocessing would wait for them at exit."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def handed_over(batch):
@@ -180,7 +188,6 @@ class Data:
         self.loaders = {
             name: build_loader(settings, name, device, dataset=dataset) for name, dataset in self.datasets.items()
         }
-        atexit.register(self.close)
         for name, loader in self.loaders.items():
             print(f"{settings.dataset} {name}: {loader.dataset}")
         with first_process():
@@ -196,12 +203,6 @@ class Data:
                     "step with all of them; a smaller batch size makes more steps",
                     file=sys.stderr,
                 )
-
-    def close(self):
-        """End the workers: they ignore SIGTERM, so that multiprocessing would wait for them at exit."""
-        for loader in self.loaders.values():
-            if loader._iterator is not None:
-                loader._iterator._shutdown_workers()
 
     @property
     def train(self):

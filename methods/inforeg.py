@@ -18,7 +18,7 @@ import torch
 
 from methods.base import Method, OwnHeads
 from methods.joint import joint_step
-from methods.joint_uni import weighted_step
+from methods.joint_uni import unimodal_weights, weighted_step
 from methods.statistics import batch_mean, log_likelihood
 
 
@@ -40,7 +40,7 @@ class InfoReg(Method):
 
     def step(self, model, inputs, label):
         if weight := self.settings.inforeg_unimodal:
-            return weighted_step(model, inputs, label, [1, *[weight] * len(model.modalities)])
+            return weighted_step(model, inputs, label, unimodal_weights(model, weight))
         return joint_step(model, inputs, label)
 
     @torch.no_grad()

@@ -14,10 +14,15 @@ class JointUni(Method):
     def __init__(self, settings, model):
         super().__init__(settings, model)
         model.fusion_module = OwnHeads(model)
-        self.weights = [1, *[getattr(settings, "joint_uni_weight", 1)] * len(model.modalities)]  # of L_m and each L_u
+        self.weights = unimodal_weights(model, getattr(settings, "joint_uni_weight", 1))
 
     def step(self, model, inputs, label):
         return weighted_step(model, inputs, label, self.weights)
+
+
+def unimodal_weights(model, weight):
+    """Return the weights of L_m, which is 1, and of each L_u, in the order of model.branches."""
+    return [1, *[weight] * len(model.modalities)]
 
 
 def weighted_step(model, inputs, label, weights):

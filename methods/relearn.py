@@ -18,7 +18,7 @@ import torch
 from methods.base import OwnHeads
 from methods.features import features_of, purity
 from methods.joint import Joint
-from methods.joint_uni import weighted_step
+from methods.joint_uni import unimodal_weights, weighted_step
 from utils.processes import gather, rank
 from utils.seeds import hash_of
 
@@ -34,7 +34,7 @@ class Relearn(Joint):
 
     def step(self, model, inputs, label):
         if weight := self.settings.relearn_unimodal:
-            return weighted_step(model, inputs, label, [1, *[weight] * len(model.modalities)])
+            return weighted_step(model, inputs, label, unimodal_weights(model, weight))
         return super().step(model, inputs, label)
 
     def prepare(self, model):

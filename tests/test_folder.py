@@ -212,7 +212,7 @@ def test_other_lists_are_refused_before_decoding(train, few, tmp_path, capsys, m
 
 
 def test_other_teachers_have_a_folder_of_their_own():
-    """Which teachers a run learnt from is seen by its name, though they may be moved before it is resumed."""
+    """Check that a run's name says which teachers it learnt from, though they may be moved before it is resumed."""
     flags = ["--method", "umt", "--learning_rate", 0.002, "--umt_visual", "v/best.pth", "--umt_audio"]
     first, again, other = (folder_of(settings_of(*flags, path)) for path in ("a/best.pth", "a/best.pth", "b/best.pth"))
     assert first == again != other and first.startswith("ckpt/cremad/umt-seed0-umt_audiobest.pth-")

@@ -115,6 +115,28 @@ def test_a_reader_that_is_killed_ends_the_run_in_a_line(few, tmp_path):
     assert status == 2 and len(error.splitlines()) == 1 and "--num_workers" in error, error
 
 
+@pytest.mark.parametrize("how", ["finished", "error"])
+def test_a_run_with_workers_ends(few, tmp_path, how):
+    """A real interpreter, since a fork of the tests' server leaves out what is registered for the exit."""
+    root = shutil.copytree(few, tmp_path / "corpus", ignore=shutil.ignore_patterns(".cache"))
+    flags = ["--num_workers", 2, "--cache_gb", 0, "--epochs", 2 if how == "finished" else 1000]
+    command = ["main_dgl.py", "--train", *data_flags(root), *SMALL, "--batch_size", 2, *flags]
+    command += ["--ckpt_path", tmp_path / "run"]
+    files = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, start_new_session=True, **files)
+    try:
+        wait_for((tmp_path / "run" / "last.pth").exists, process)
+        for wav in (root / "AudioWAV").iterdir() if how == "error" else ():
+            wav.write_text("404 Not Found")
+        error = process.communicate(timeout=120)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == (2 if how == "error" else 0), error
+    assert how == "finished" or "not a readable sound file" in error
+    assert not processes_of(tmp_path)
+
+
 def test_a_worker_that_dies_while_a_checkpoint_is_written_does_not_spoil_it(few, tmp_path, small, capsys, monkeypatch):
     save, written = checkpoint.save, []
 

@@ -15,8 +15,8 @@ fi
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
   refuse "Python 3.10 or newer is needed; install it and put it on the PATH as python3"
 
-# Makes sure that the packages of requirements.txt, and of other such files given as arguments, are there. If the current
-# Python lacks them, they are installed into .venv, which is created, or updated if a file has changed.
+# Makes sure that the packages of requirements.txt, and of other such files given as arguments, are there. If the
+# current Python lacks them, they are installed into .venv, which is created, or updated if a file has changed.
 ensure_packages() {
   local file stale= modules
   modules="torchvision torchaudio librosa soundfile cv2 imageio_ffmpeg pebble filelock tqdm tensorboard sklearn matplotlib"
