@@ -3,8 +3,8 @@
 # differences are. Everything but the method is the same: data, encoders, initial weights, schedule, evaluation.
 # Hardware:  as the dataset's own script.
 # Time:      methods x seeds times that of one run; a whole comparison has not been measured.
-# Writes:    $out/comparison.md, .csv, .png, curves.png and, with several alphas, alpha.png; next to them a folder per
-#            run, such as $out/dgl-alpha4-seed0.
+# Writes:    $out/comparison.md, .csv, .png, curves.png and, with several alphas, alpha.png, with --log_suppression
+#            suppression.png; next to them a folder per run, such as $out/dgl-alpha4-seed0.
 # Finished runs are kept and interrupted runs resume: interrupt it, or add a seed, and run the same command again.
 # The best epoch is chosen on a tenth of the training clips, held out (AV-MNIST: a fifth). Flags given here go to every
 # training run, and flags of one method only to the runs of that method; the lists set method, alpha and seed:
@@ -40,6 +40,10 @@ case $dataset in
     flags=(--dataset AVMNIST --split_path "$lists" --val_ratio 0.2 --num_frame 1 --image_size 32
       --batch_size 16 --epochs 8 --learning_rate 0.01 --lr_decay_step '[6]')
     ;;
+  MOSI)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}         # the networks are small: more threads are slower
+    flags=(--dataset MOSI --epochs 30 --batch_size 64 --learning_rate 0.002 --lr_decay_step '[20]')
+    ;;
   *)
     flags=(--dataset "$dataset" --epochs 100 --batch_size 64 --learning_rate 0.002 --lr_decay_step '[70]')
     ;;
@@ -48,3 +52,4 @@ esac
 run "$PYTHON" -m analysis.runner --out "$out" --methods $methods --alphas $alphas --seeds $seeds \
   --jobs "$jobs" ${plan:+--plan} -- --val_ratio 0.1 "${flags[@]}" "$@"
 [ "$plan" ] || "$PYTHON" -m analysis.comparison "$out" ${reference:+--reference "$reference"}
+[ "$plan" ] || [[ " $* " != *" --log_suppression "* ]] || "$PYTHON" -m analysis.suppression "$out"

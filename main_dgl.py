@@ -12,7 +12,6 @@ import time
 from collections import deque
 
 from analysis.gradient_report import show_gradients
-from dataset import DATASETS
 from dataset.loader import Data
 from engine.batchnorm import batches_kept, check_batch_size, refresh_batchnorm
 from engine.build import build, build_optimizer
@@ -25,6 +24,7 @@ from engine.gradients import average_gradients, clip_gradients
 from engine.log import RunLog
 from engine.meter import Meter, batches
 from engine.settings import parse_training
+from engine.suppression import measure_suppression
 from methods import METHODS
 from methods.base import Method, score
 from utils.errors import InputError, run
@@ -77,7 +77,8 @@ def train_epoch(model, method, loader, optimizer, device):
         InputError: a loss or a gradient is not finite.
     """
     model.train()
-    meter, recent = Meter(model, loader), deque(maxlen=batches_kept(loader.sampler.size))
+    meter = Meter(model, loader, method.settings.log_suppression)
+    recent = deque(maxlen=batches_kept(loader.sampler.size))
     for inputs, label in batches(loader, device, meter):
         for outputs in method.steps(model, inputs, label):  # forward and backward; once, for MLA once per modality
             average_gradients(model)  # over processes; nothing with one
@@ -104,12 +105,14 @@ def train(settings, device):
     log.start(model, data, device)
     for epoch in range(len(log.rows), settings.epochs):
         start, rate = time.perf_counter(), scheduler.get_last_lr()[0]
-        data.train.set_epoch(epoch)
+        data.set_epoch(epoch)
         method.epoch = epoch
         method.begin_epoch(epoch, model, data.loaders, device)
         meter = train_epoch(model, method, data.train, optimizer, device)
         row = {"epoch": epoch, "learning_rate": rate, **meter.means(), **method.row()}
         row |= evaluate_epoch(model, data, device)
+        if settings.log_suppression:
+            row |= measure_suppression(model, data.loaders["plain"], device)
         scheduler.step()
         log.add(row | {"seconds": time.perf_counter() - start}, meter.steps)
         save_epoch(settings, model, method, optimizer, scheduler, data.train.dataset, log.rows)
@@ -123,7 +126,7 @@ def load_data(settings, method, device):
         InputError: lists or folders are missing, clips are damaged, or the run in the folder had other clips.
     """
     with first_process():  # of several processes one reports
-        data = Data(settings, method.splits)
+        data = Data(settings, (*method.splits, "plain") if settings.log_suppression else method.splits)
         check_data(settings, data.description)
     data.load(device)
     with first_process():
@@ -146,7 +149,7 @@ def test(settings, model, data, rows, device):
     result = {
         name: {key: row[key] for key in ("epoch", *model.branches)} for name, row in (("best", best), ("last", last))
     }
-    names = class_names(data.test.dataset.classes, DATASETS[settings.dataset].n_classes)
+    names = class_names(data.test.dataset.classes, predictions["fused"].shape[1])
     return result | {"chosen_on": data.chosen_on, "settings": vars(settings)}, predictions, names
 
 

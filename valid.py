@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 
 from analysis.probe import linear_probe
 from analysis.tables import comparison, detail, measure, write_predictions
+from data.video import read_video
 from dataset import DATASETS
 from dataset.loader import build_loader
-from dataset.video import read_video
 from engine.checkpoint import load_model
 from engine.device import choose_device, set_precision
 from engine.evaluation import class_names, predict
@@ -115,9 +115,7 @@ def classify(video, path, typed):
     if not branches:
         raise InputError(f"{video}: has no audio, and {path} is an audio-only model; give another video or checkpoint")
     predictions = checked_predictions(path, model, DataLoader([item]), device)
-    names = class_names(
-        settings.classes or DATASETS[settings.dataset].index.classes, DATASETS[settings.dataset].n_classes
-    )
+    names = class_names(settings.classes or DATASETS[settings.dataset].classes, model.n_classes)
     width = max(map(len, names))
     print(f"{video}: {describe(path, settings)}" + ("" if has_audio else "\nno audio, classified by its frames alone"))
     for branch in branches:

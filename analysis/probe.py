@@ -5,6 +5,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from methods.features import as_vector
 from utils.batches import to_device
 from utils.errors import InputError
 
@@ -21,7 +22,7 @@ def extract_features(model, loader, device):
         inputs, label = to_device(batch, device)
         labels.append(label.cpu())
         for name in model.modalities:
-            features[name].append(model.encode(name, inputs[name]).cpu())
+            features[name].append(as_vector(model.encode(name, inputs[name])).cpu())
     return {name: torch.cat(values).numpy() for name, values in features.items()}, torch.cat(labels).numpy()
 
 

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 
+from dataset import DATASETS
 from engine import folder
 from engine.settings import parse_training, training_parser
 from methods import METHODS, VARIANTS
@@ -57,12 +58,13 @@ def plan(out, methods, alphas, seeds, common=()):
     Raises:
         InputError: a method is none, or a flag is of none of these methods.
     """
-    runs = {}
+    settings, typed = parse(training_parser(), list(common))
+    modalities, runs = tuple(DATASETS[settings.dataset].inputs), {}
     for seed in seeds:
         for word in methods:
             for method in GROUPS.get(word, [word]):
-                add_runs(runs, out, method, alphas, seed, common)
-    typed = parse(training_parser(), list(common))[1]
+                if word not in GROUPS or METHODS[method].modality in ("full", *modalities):
+                    add_runs(runs, out, method, alphas, seed, common, modalities)
     for name, flag in OF_METHODS.items():
         if name in typed and not any(each.method in flag.methods for each in runs.values()):
             raise InputError(
@@ -80,15 +82,15 @@ def without_others(common, *methods):
     return others.parse_known_args(common)[1]
 
 
-def add_runs(runs, out, method, alphas, seed, common):
+def add_runs(runs, out, method, alphas, seed, common, modalities):
     if method not in METHODS:
         raise InputError(f"methods: '{method}' is none of {' '.join([*METHODS, *GROUPS])}; name one of them")
     entry, needs = METHODS[method], []
     words = [*without_others(common, method), "--random_seed", str(seed), "--method", method]
-    for flag, form in entry.runs.items():
+    for flag, form in entry.runs(modalities).items():
         others = {name: f"{name}-seed{seed}" for _, name, _, _ in Formatter().parse(form) if name}
         for other in others:
-            add_runs(runs, out, other, alphas, seed, common)
+            add_runs(runs, out, other, alphas, seed, common, modalities)
         needs += others.values()
         words += [f"--{flag}", form.format(**{other: os.path.join(out, name) for other, name in others.items()})]
     for alpha in alphas if entry.tuned == "alpha" else [None]:

@@ -2,26 +2,38 @@
 
 import os
 
-from data.lists import read_ave
-from dataset.index import Index, list_folder, pair_by_id
+from dataset.audio_visual import AudioVisual
+from dataset.base import AudioSettings
+from dataset.lists import read_ave
+from dataset.raw import find_videos
 
 
-class AVE(Index):
+class AVE(AudioVisual):
     """`trainSet.txt` and `testSet.txt`; layout as in data/AVE/README.md.
 
     `valSet.txt` is not used, but for its categories.
     """
 
-    audio_path = "train_test_data/AVE_Dataset/Audios"
-    visual_path = "train_test_data/AVE_Dataset"
-    split_path = "train_test_data/AVE_Dataset"
+    n_classes = 28
+    audio = AudioSettings(rate=22050, seconds=3, n_fft=512, hop=256)
+    root = "train_test_data/AVE_Dataset"
+    audio_path, visual_path, split_path = "{root}/Audios", "{root}", "{root}"
+
+    def frames(self, split, clip_id, fps):
+        images, _, name = super().frames(split, clip_id, fps).partition("/")
+        return f"{images}-SE/{name}"
+
+    def lists(self, folder):
+        """Return {split: [(id, category), ...]}."""
+        return {name: read_ave(os.path.join(folder, f"{name}Set.txt")) for name in ("train", "val", "test")}
 
     def clips(self, args, split):
-        lists = {name: read_ave(os.path.join(args.split_path, f"{name}Set.txt")) for name in ("train", "val", "test")}
+        lists = self.lists(args.split_path)
         self.classes = tuple(sorted({category for rows in lists.values() for _, category in rows}))
         labels = {category: label for label, category in enumerate(self.classes)}
-        frames_path = os.path.join(args.visual_path, f"Image-{args.fps:02d}-FPS-SE")
-        rows = [(clip_id, labels[category]) for clip_id, category in lists[split]]
-        wavs = list_folder(args.audio_path, "--audio_path")
-        list_folder(frames_path, "--visual_path or --fps")
-        return pair_by_id(rows, args.audio_path, wavs, frames_path)
+        return self.pair(args, split, [(clip_id, labels[category]) for clip_id, category in lists[split]])
+
+    def videos(self, args):
+        ids = {clip_id for rows in self.lists(args.root).values() for clip_id, _ in rows}
+        found, missing = find_videos(os.path.join(args.root, "AVE"), ids)
+        return [(video.name, "", clip_id, video) for clip_id, video in found], missing

@@ -1,358 +1,142 @@
-"""Every clip is decoded once before it is used: what cannot be is left out, the rest is kept to be mapped into memory.
+"""Decode every clip once up front: drop the ones that fail, cache the others as memory-mapped arrays.
 
-A folder in --cache_path holds what one Decoder makes of a dataset's clips: per clip `<digest>.f32` (sound) and
-`<digest>.u8` (pictures), bare arrays, and index.json, which says what files they were made of and is written last.
+The cache is a folder with a file `<hash>.npy` for each clip and decoder, or `<hash>.txt` with the reason why the clip
+cannot be decoded. The hash follows the decoder and the paths, sizes and times of change of the clip's files. There is
+no index and no lock: a file is written under a temporary name and renamed, and the folder can be deleted at any time.
 """
 
 import hashlib
 import importlib
-import json
-import math
 import os
-import re
 import shutil
-import sys
-import time
-import weakref
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
+from functools import partial
 
+import numpy as np
 import torch
-from PIL import Image
 
-from utils.errors import InputError
-from utils.files import release, take_lock, write_text
+from utils.errors import InputError, warn_once
 from utils.pool import ClipError, each_clip
-from utils.processes import rank
+from utils.processes import first_on_machine, gather, is_first_on_machine
 
-FORMAT = 3  # raised whenever a Decoder makes other arrays of the same clips
+FORMAT = 4  # increase it whenever a Decoder makes other arrays of the same clips
 GB = 10**9
-NAME = re.compile(r"\w+-[0-9a-f]{16}")  # of a folder; others are not the cache's
-INDEX_EVERY = 60  # seconds after which an index of what has been decoded so far is written
+FULL_DISK = 0.95  # share of a disk above which nothing is written
 
-folders = weakref.WeakKeyDictionary()  # of the datasets that this process reads, its own
-
-
-@lru_cache(maxsize=2**14)  # a mapping costs more than what is read through it; Linux allows a process 65,530
-def mapped(path, size, dtype):
-    return torch.from_file(path, size=size, dtype=dtype)
-
-
-class Stored(NamedTuple):
-    """A clip's arrays in the cache."""
-
-    path: str  # without suffix
-    sound_shape: list[int]
-    picture_shapes: list[list[int]]
-
-    def sound(self):
-        """As Decoder.sound; RuntimeError if the file is gone."""
-        return mapped(f"{self.path}.f32", math.prod(self.sound_shape), torch.float32).view(self.sound_shape)
-
-    def picture(self, k):
-        """As Decoder.picture; RuntimeError if the file is gone."""
-        sizes = [math.prod(shape) for shape in self.picture_shapes]
-        pictures, start = mapped(f"{self.path}.u8", sum(sizes), torch.uint8), sum(sizes[:k])
-        return pictures[start : start + sizes[k]].view(self.picture_shapes[k])
-
-    def sizes(self):
-        """Bytes of both files."""
-        return 4 * math.prod(self.sound_shape), sum(map(math.prod, self.picture_shapes))
-
-    def is_there(self):
-        try:
-            return (os.path.getsize(f"{self.path}.f32"), os.path.getsize(f"{self.path}.u8")) == self.sizes()
-        except OSError:
-            return False
-
-
-class Entry(NamedTuple):
-    """What the index says of a clip: digest of its files, why it cannot be decoded or "", shapes of its arrays."""
-
-    fingerprint: str
-    reason: str = ""
-    sound_shape: list[int] = ()
-    picture_shapes: list[list[int]] = ()
-
-    def stored(self, folder, name):
-        return Stored(os.path.join(folder, digest(name)), self.sound_shape, self.picture_shapes)
+written = 0  # bytes that this process has written
 
 
 def prepare(dataset, args, workers):
-    """Decode every clip of a ClipDataset that is new or has changed, and keep what of it is the same in all epochs.
+    """Decode the clips of a ClipDataset that are not in the cache, in `workers` processes, with a progress bar.
 
-    Clips that cannot be decoded go from its `clips` to its `damaged`, with the reason. The others' arrays are kept in
-    args.cache_path, in the order of the clips, up to args.cache_gb for the folder; what does not fit is decoded each
-    time. What other settings left there makes room, the longest unused first, but not what a running process reads.
-    `workers` processes share the work, with a progress bar; another run that needs the same clips waits for it. A
-    clip's files are known by name, size and time of change; what could not be decoded is tried again.
+    Clips that cannot be decoded move from `dataset.clips` to `dataset.damaged`, {id: reason}. `dataset.cached` gets
+    the file of each clip that is in the cache. The first process of each machine does this for all others.
 
     Raises:
         InputError: no clip is left.
     """
-    folder = os.path.join(args.cache_path, f"{args.dataset}-{digest(FORMAT, *settings_of(dataset.decoder, args))}")
-    names = {clip.wav: os.path.relpath(clip.wav, args.audio_path) for clip in dataset.clips}
-    limit = args.cache_gb * GB - sum(size_of(path) for path in folders_of(args.cache_path) - {folder} if in_use(path))
-    if size_of(folder) > limit:
-        evict(folder)
-    with suppress(OSError):  # of a cache that may be read alone
-        os.makedirs(args.cache_path, exist_ok=True)
-        weakref.finalize(dataset, release, take_lock(f"{folder}.lock", shared=True, wait=True))
-    index, jobs, _ = to_decode(dataset, folder, names, limit)
-    if jobs:
-        with decoding(folder):
-            index, jobs, needed = to_decode(dataset, folder, names, limit)  # another run may have decoded them
-            make_room(args.cache_path, folder, args.cache_gb * GB - needed)
-            index = decode_all(jobs, index, folder, workers)
-            mapped.cache_clear()  # a clip's arrays may have been replaced
-    for clip in dataset.clips:
-        name, entry = names[clip.wav], index[names[clip.wav]]
-        if entry.reason:
-            dataset.damaged[clip.id] = entry.reason
-        elif (stored := entry.stored(folder, name)).is_there():
-            dataset.stored[clip.wav] = stored
-    dataset.clips = [clip for clip in dataset.clips if not index[names[clip.wav]].reason]
-    folders[dataset] = folder
+    files = {clip.id: os.path.join(args.cache_path, hash_of(dataset.decoder, clip)) for clip in dataset.clips}
+    failed = {}
+    with first_on_machine():
+        if is_first_on_machine():
+            failed = decode_missing(dataset, files, args, workers)
+    for each in gather(failed):  # what one machine cannot read, none trains on
+        dataset.damaged |= each
+    dataset.clips = [clip for clip in dataset.clips if clip.id not in dataset.damaged]
+    dataset.cached = {name: f"{path}.npy" for name, path in files.items() if os.path.exists(f"{path}.npy")}
     if not dataset.clips:
         reason = next(iter(dataset.damaged.values()))
-        raise InputError(f"{args.dataset}: no clip is left that can be decoded; restore them; the first: {reason}")
+        raise InputError(f"{args.dataset}: no clip can be decoded; restore them; the first reason: {reason}")
 
 
-def to_decode(dataset, folder, names, limit):
-    """Which clips are to be decoded, and how much room they may take.
-
-    Args:
-        dataset, folder: as in `prepare`.
-        names: {path of the sound: its name in the index}.
-        limit: bytes that the folder may have.
-
-    Returns:
-        (index, {name: arguments of `decode`}, bytes of arrays that are to be written or are not to be lost).
-    """
-    index, jobs, needed, room = read_index(folder), {}, 0, limit - size_of(folder)
+def decode_missing(dataset, files, args, workers):
+    """Decode what is not in the cache, and store it while there is room; return {id: reason} of the damaged clips."""
+    failed, jobs, room = {}, {}, args.cache_gb * GB - bytes_in(args.cache_path)
     for clip in dataset.clips:
-        name, found = names[clip.wav], fingerprint(clip)
-        entry = index.get(name)
-        known = entry is not None and entry.fingerprint == found
-        if known and (rank() > 0 if entry.reason else entry.stored(folder, name).is_there()):
-            continue
-        size = 0
-        if needed < room:
-            size = sum(entry.stored(folder, name).sizes()) if known else dataset.decoder.expected_bytes(clip)
-            if needed + size > room:
-                size, room = 0, needed  # full
-            needed += size
-        if size or not known:
-            jobs[name] = (dataset.decoder, clip, found, os.path.join(folder, digest(name)), size)
-    return index, jobs, needed
+        path = files[clip.id]
+        with suppress(OSError), open(f"{path}.txt", encoding="utf-8", errors="surrogateescape") as file:
+            failed[clip.id] = file.read()
+        if clip.id not in failed and not os.path.exists(f"{path}.npy"):
+            jobs[clip.id] = (dataset.decoder, clip, path)
+    problem = None
+    if jobs:
+        with suppress(OSError):  # where the folder cannot be created, writing into it reports why
+            os.makedirs(args.cache_path, exist_ok=True)
+        importlib.import_module("librosa.core.audio")  # seconds, once here and not in each worker
+    share = room / min(workers, len(jobs) or 1)
+    for name, result in each_clip(partial(decode, room=share), jobs, workers, "decoding clips"):
+        if isinstance(result, ClipError):
+            failed[name] = str(result)
+        else:
+            problem = problem or result
+    if problem and args.cache_gb:
+        warn_once(f"--cache_path {args.cache_path}: {problem}; some clips are decoded each time")
+    return failed
 
 
-@contextmanager
-def decoding(folder):
-    """A block in which no other process decodes clips into a folder of the cache; one that does is waited for."""
-    lock = None
-    with suppress(OSError):  # a cache that may be read alone
-        try:
-            lock = take_lock(f"{folder}.decoding.lock")
-        except BlockingIOError:
-            print("another run decodes the same clips, waiting for it", flush=True)
-            lock = take_lock(f"{folder}.decoding.lock", wait=True)
-    try:
-        yield
-    finally:
-        release(lock)
-
-
-def check_damage(datasets, max_skipped):
-    """Raise InputError if more than the share `max_skipped` of the datasets' clips was damaged."""
-    damaged = {clip_id: reason for dataset in datasets for clip_id, reason in dataset.damaged.items()}
-    clips = len(damaged) + sum(map(len, datasets))
-    if len(damaged) > max_skipped * clips:
-        clip_id, reason = next(iter(damaged.items()))
-        raise InputError(
-            f"{len(damaged)} of {clips} clips cannot be decoded, more than --max_skipped {max_skipped:g} allows; "
-            f"restore them or raise it; the first is {clip_id}: {reason}"
-        )
-
-
-def settings_of(decoder, args):
-    """All that decides what a Decoder makes of a dataset's clips."""
+def hash_of(decoder, clip):
+    """Return the name of a clip's file in the cache, without its suffix."""
     if decoder.training:
-        decoder = replace(decoder, num_frame=0, size=0)  # each epoch's business
-    return asdict(decoder), os.path.realpath(args.audio_path), os.path.realpath(args.visual_path)
-
-
-def digest(*parts):
-    """A short name for what `parts` say."""
-    return hashlib.blake2b("\n".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).hexdigest()
-
-
-def fingerprint(clip):
-    """A digest of the names, sizes and times of change of a clip's files."""
-    states = []
+        decoder = replace(decoder, num_frame=0, size=0)  # each epoch draws and crops frames itself
+    parts = [FORMAT, asdict(decoder)]
     for path in clip.files():
-        try:
+        with suppress(OSError):  # decoding reports a missing file
             stat = os.stat(path)
-            states += [os.path.basename(path), stat.st_size, stat.st_mtime_ns]
-        except OSError:
-            states += [os.path.basename(path), "missing"]
-    return digest(*states)
+            parts += [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
+    return hashlib.blake2b(repr(parts).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
-def size_of(folder):
-    """Bytes of the files in a folder of the cache, the index aside; 0 if it is not there."""
+def bytes_in(folder):
+    """Return the size of the files in a folder; 0 if there is no such folder."""
     try:
         with os.scandir(folder) as files:
-            return sum(file.stat().st_size for file in files if file.name != "index.json")
+            return sum(file.stat().st_size for file in files)
     except OSError:
         return 0
 
 
-def folders_of(cache):
-    """The folders in a cache, a set of paths; of other things in it nothing is touched."""
-    return {str(path) for path in Path(cache).glob("*-*") if NAME.fullmatch(path.name) and path.is_dir()}
+def decode(decoder, clip, path, room):
+    """Decode a clip as training or evaluation does, and write its arrays to `path`.npy if there is room.
 
-
-def in_use(folder):
-    """Whether this process or another that runs reads a folder of the cache."""
-    if folder in folders.values():
-        return True
-    try:
-        release(take_lock(f"{folder}.lock"))
-    except BlockingIOError:
-        return True
-    except OSError:  # of a cache that may be read alone
-        pass
-    return False
-
-
-def evict(folder):
-    """Remove a folder of the cache, unless a process that runs has begun to read it. Returns whether it is gone."""
-    if folder in folders.values():
-        return False
-    try:
-        lock = take_lock(f"{folder}.lock")
-    except OSError:
-        return False
-    shutil.rmtree(folder, ignore_errors=True)
-    release(lock)
-    return True
-
-
-def make_room(cache, folder, limit):
-    """Remove other folders of the cache, the longest unused first, until it holds at most `limit` bytes."""
-    others = sorted(folders_of(cache) - {folder}, key=last_use)
-    total = size_of(folder) + sum(map(size_of, others))
-    for other in others:
-        if total > limit:
-            size = size_of(other)
-            total -= size if evict(other) else 0
-
-
-def last_use(folder):
-    """When `read_index` last read a folder's index; 0 if there is none, and then nothing can read the folder."""
-    try:
-        return os.path.getmtime(os.path.join(folder, "index.json"))
-    except OSError:
-        return 0
-
-
-def read_index(folder):
-    """The index, {name of the sound: Entry}; empty where it is missing or damaged. Marks the folder as used now."""
-    path = os.path.join(folder, "index.json")
-    with suppress(OSError):  # of a cache that may be read alone
-        os.utime(path)
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            index = {name: Entry(*entry) for name, entry in json.load(file).items()}
-        for entry in index.values():
-            Stored("", *entry[2:]).sizes()
-        return index
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
-
-
-def decode_all(jobs, index, folder, workers):
-    """`decode` every job -> the index with what became of them, written every minute and when it is interrupted."""
-    unwritable, written = None, time.monotonic()
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        unwritable = error
-    importlib.import_module("librosa.core.audio")  # seconds, which the pool's processes are spared as forks of this one
-    try:
-        for name, result in each_clip(decode, jobs, workers, "decoding clips"):
-            if isinstance(result, ClipError):
-                index[name] = Entry(jobs[name][2], str(result))
-            else:
-                index[name], unwritable = result[0], unwritable or result[1]
-            if time.monotonic() > written + INDEX_EVERY and not unwritable:
-                unwritable, written = write_index(folder, index), time.monotonic()
-    finally:
-        unwritable = unwritable or write_index(folder, index)
-        if unwritable:
-            print(f"warning: --cache_path: {unwritable}; clips are decoded each time", file=sys.stderr)
-    return index
-
-
-def write_index(folder, index):
-    """Write the index, whose arrays are on the disk. Returns what kept it from that, or None."""
-    try:
-        write_text(os.path.join(folder, "index.json"), json.dumps(index))
-    except InputError as error:
-        return error
-
-
-def decode(decoder, clip, found, path, size):
-    """Read a clip as training or evaluation does, and write its arrays to `path` if they fit into `size` bytes.
+    Args:
+        room: bytes that this process may write in all.
 
     Returns:
-        (its Entry, None or the OSError that kept it from being written).
+        None, or why the arrays were not written.
 
     Raises:
-        ClipError: one of its files cannot be decoded.
+        ClipError: one of the clip's files cannot be decoded. The reason is written to `path`.txt.
     """
     torch.set_num_threads(1)
-    for suffix in (".f32", ".u8"):  # what was made of it before it changed
+    try:
+        arrays = decoder.arrays(clip)
+    except ClipError as error:
         with suppress(OSError):
-            os.remove(path + suffix)
-    file = clip.wav
-    try:
-        sound, pictures = decoder.sound(clip), []
-        for k, name in enumerate(decoder.frames(clip)):
-            file = os.path.join(clip.folder, name)
-            pictures.append(decoder.picture(clip, k))
-            with Image.open(file) as image:
-                image.load()  # raises for a truncated file; OpenCV fills up with grey
-    except InputError as error:
-        raise ClipError(f"{file}: {str(error).removeprefix(f'{file}: ').partition(';')[0]}") from None
-    except ClipError:
+            write(f"{path}.txt", str(error).encode(errors="surrogateescape"))
         raise
-    except Exception as error:  # decoders raise nearly anything on a damaged file
-        raise ClipError(f"{file}: {str(error) or f'its decoder ended with {type(error).__name__}'}") from None
-    entry = Entry(found, "", list(sound.shape), [list(picture.shape) for picture in pictures])
-    if sum(Stored(path, *entry[2:]).sizes()) <= size:
-        try:
-            write_array(f"{path}.f32", [sound])
-            write_array(f"{path}.u8", pictures)
-        except OSError as error:
-            return entry, error
-    return entry, None
-
-
-def write_array(path, tensors):
-    """Write tensors one behind the other, whole or not at all."""
-    partial = f"{path}.{os.getpid()}"
     try:
-        with open(partial, "wb") as file:
-            for tensor in tensors:
-                file.write(tensor.contiguous().numpy())
+        disk = shutil.disk_usage(os.path.dirname(path))
+        if written + arrays.nbytes > room:
+            return "the limit of --cache_gb is reached; delete the folder, or raise the limit"
+        if disk.used + arrays.nbytes > FULL_DISK * disk.total:
+            return "its disk is nearly full; free space"
+        write(f"{path}.npy", arrays)
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def write(path, content):
+    """Write bytes, or an array as .npy, whole or not at all."""
+    global written
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, content) if isinstance(content, np.ndarray) else file.write(content)
+            written += file.tell()
             file.flush()
-            os.fsync(file.fileno())  # before the index vouches for it
-        os.replace(partial, path)
+            os.fsync(file.fileno())  # after a power failure a renamed file could otherwise hold zeros
+        os.replace(temporary, path)
     finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+        with suppress(FileNotFoundError):
+            os.remove(temporary)

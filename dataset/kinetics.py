@@ -3,54 +3,80 @@
 import os
 import sys
 from collections import Counter
+from pathlib import Path
 
-from data.lists import read_classes
-from dataset.index import Index, list_folder, pair_by_id
+from dataset.audio_visual import AudioVisual, check_folder, image_folder
+from dataset.base import AudioSettings
+from dataset.lists import read_classes
+from dataset.raw import find_class_videos, list_classes
 from utils.errors import InputError
 
+PROJECT = Path(__file__).resolve().parents[1]
 
-class Kinetics400(Index):
-    """Class folders, without a list; layout as in data/kinect400/README.md.
 
-    A clip is what its class folder has sound or frames of.
-    """
+class Kinetics400(AudioVisual):
+    """Class folders, without a list; layout as in data/kinect400/README.md. A clip's id is `<class>/<video>`."""
 
-    audio_path = "train_test_data/kinect400/audio"
-    visual_path = "train_test_data/kinect400/visual"
+    n_classes, num_frame = 400, 3
+    audio = AudioSettings(rate=16000, seconds=8, n_fft=256, hop=128, repeat_to=10)
+    root = "train_test_data/kinect400"
+    audio_path, visual_path = "{root}/audio", "{root}/visual"
+    raw_flags, source = ("source",), "train_test_data/kinect400/raw"
+
+    def wav(self, split, clip_id):
+        return f"{split}/{clip_id}.wav"
+
+    def frames(self, split, clip_id, fps):
+        return f"{'train_img' if split == 'train' else 'val_img'}/{image_folder(fps)}/{clip_id}"
 
     def clips(self, args, split):
         self.classes = self.class_names(args)
         labels = {name: label for label, name in enumerate(self.classes)}
-        wav_path, frames_path = paths(args, split)
-        wavs, folders = list_clips(args, split)
         rows, others = [], Counter()
-        for clip_id in sorted({wav.removesuffix(".wav") for wav in wavs} | folders):
+        wavs, folders = self.listed(args, split)
+        for clip_id in sorted(wavs | folders):
             name = clip_id.partition("/")[0]
             if name in labels:
                 rows.append((clip_id, labels[name]))
             else:
                 others[name] += 1
         self.leave_out(others, f"{args.dataset} {split}")
-        return pair_by_id(rows, wav_path, wavs, frames_path)
+        return self.pair(args, split, rows)
+
+    def listed(self, args, split):
+        """Return the ids of a split that have a wav file, and those that have a folder of frames: two sets."""
+        wav_folder = os.path.dirname(os.path.join(args.audio_path, self.wav(split, "")))
+        frames_folder = os.path.dirname(os.path.join(args.visual_path, self.frames(split, "", args.fps)))
+        wavs = list_tree(wav_folder, "--audio_path")
+        return {name.removesuffix(".wav") for name in wavs}, list_tree(frames_folder, "--visual_path or --fps")
 
     def class_names(self, args):
-        """The classes that have a training clip with sound and frames."""
-        wavs, folders = list_clips(args, "train")
-        usable = {wav.removesuffix(".wav") for wav in wavs} & folders
-        return tuple(sorted({clip_id.partition("/")[0] for clip_id in usable}))
+        """Return the classes that have a training clip with audio and frames."""
+        wavs, folders = self.listed(args, "train")
+        return tuple(sorted({clip_id.partition("/")[0] for clip_id in wavs & folders}))
 
     def leave_out(self, others, where):
-        """Tell how many clips there are of other classes, {name: number of clips}."""
+        """Warn of the clips of other classes, {name: number of clips}."""
         if others and os.environ.get("RANK", "0") == "0":  # the first of several processes
-            words = f"{others.total()} clip(s) left out, of classes without a training clip that has sound and frames"
+            words = f"{others.total()} clip(s) left out, of classes without a training clip that has audio and frames"
             print(f"warning: {where}: {words}: {', '.join(others)}", file=sys.stderr)
+
+    def videos(self, args):
+        found = find_class_videos(args.source, self.wanted())
+        return [
+            (f"{split}/{name}/{video.name}", split, f"{name}/{video.stem}", video) for split, name, video in found
+        ], ""
+
+    def wanted(self):
+        """Return the classes to extract; None for all."""
 
 
 class KineticSound(Kinetics400):
     """The same for the classes in `class.txt`, in its order."""
 
-    audio_path = "train_test_data/kinect_sound/audio"
-    visual_path = "train_test_data/kinect_sound/visual"
+    n_classes = 34
+    audio = AudioSettings(rate=16000, seconds=5, n_fft=256, hop=128, repeat_to=10)
+    root = "train_test_data/kinect_sound"
     split_path = "data/KineticSound"
 
     def class_names(self, args):
@@ -60,27 +86,20 @@ class KineticSound(Kinetics400):
         if others:
             raise InputError(f"{where}: a folder {next(iter(others))}, which is none of the classes; move it away")
 
-
-def paths(args, split):
-    """The folders of a split's sound and frames."""
-    folder = {"train": "train_img", "test": "val_img"}[split]
-    frames_path = os.path.join(args.visual_path, folder, f"Image-{args.fps:02d}-FPS")
-    return os.path.join(args.audio_path, split), frames_path
-
-
-def list_clips(args, split):
-    """What there is of a split: sound, as a set of `<class>/<name>.wav`, and frames, as one of `<class>/<name>`."""
-    wav_path, frames_path = paths(args, split)
-    return list_tree(wav_path, "--audio_path"), list_tree(frames_path, "--visual_path or --fps")
-
-
-def list_classes(path, flag):
-    """Names of the class folders in a folder, in order; errors as `list_folder`."""
-    names = sorted(name for name in list_folder(path, flag) if not name.startswith("."))
-    return [name for name in names if os.path.isdir(os.path.join(path, name))]
+    def wanted(self):
+        return read_classes(PROJECT / self.split_path / "class.txt")
 
 
 def list_tree(path, flag):
-    """What the class folders in a folder hold, as a set of `<class>/<name>`; errors as `list_folder`."""
-    folders = {name: list_folder(os.path.join(path, name), flag) for name in list_classes(path, flag)}
-    return {f"{folder}/{name}" for folder, names in folders.items() for name in names if not name.startswith(".")}
+    """Return what the class folders in a folder hold, as a set of `<class>/<name>`.
+
+    Raises:
+        InputError: the folder is missing; the message names `flag`.
+    """
+    check_folder(path, flag)
+    return {
+        f"{folder.name}/{name}"
+        for folder in list_classes(path)
+        for name in os.listdir(folder)
+        if not name.startswith(".")
+    }

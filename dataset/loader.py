@@ -1,22 +1,24 @@
-"""Batches: which clips in which order, read by how many processes."""
+"""Batches: which clips in which order, read by how many data-loading workers."""
 
 import atexit
 import multiprocessing
 import os
 import signal
 import sys
-from functools import cache
+from multiprocessing.connection import Listener
 
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from dataset import build_dataset
-from dataset.cache import check_damage, prepare
 from dataset.leaks import warn_of_leaks
-from utils.errors import SIGNALS, InputError
+from utils.errors import SIGNALS, InputError, warn_once
 from utils.pool import cores
-from utils.processes import first_on_machine, first_process, rank, size
+from utils.processes import first_process, rank, size
 from utils.seeds import derived_seed
+
+SHARED_MEMORY = "/dev/shm"
+BATCHES_AHEAD = 2  # that each worker prepares
 
 
 class BatchSampler(Sampler):
@@ -31,19 +33,19 @@ class BatchSampler(Sampler):
 
     def __init__(self, dataset, batch_size):
         self.dataset, self.size = dataset, batch_size
-        if dataset.decoder.training:
+        if dataset.training:
             self.size = min(batch_size, len(dataset)) // size() * size()
 
     def batches(self):
         """Return the epoch's batches of all processes."""
         order = range(len(self.dataset))
-        if self.dataset.decoder.training:
+        if self.dataset.training:
             generator = torch.Generator().manual_seed(derived_seed(self.dataset.seed, self.dataset.epoch, "order"))
             order = torch.randperm(len(self.dataset), generator=generator).tolist()
         return [list(order[i * self.size : (i + 1) * self.size]) for i in range(len(self))]
 
     def __len__(self):
-        if self.dataset.decoder.training:
+        if self.dataset.training:
             return len(self.dataset) // self.size
         return -(-len(self.dataset) // self.size)
 
@@ -59,89 +61,97 @@ def ignore_signals(_):
 
 @atexit.register
 def end_workers():
-    """Kill the workers that are left: they ignore SIGTERM, so that multiprocessing would wait for them at exit."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    """Kill the workers that an error has left: they ignore SIGTERM, so that multiprocessing would wait forever."""
+    if workers := multiprocessing.active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report them as killed
+        for worker in workers:
+            worker.kill()
 
 
-def handed_over(batch):
-    """A batch as it gets from a reader process to the one that trains: in shared memory, or else through a pipe.
-
-    PyTorch would put it into shared memory in a thread, and lose it there where that is too small: the process that
-    trains would wait for ever.
-    """
-    if get_worker_info() is None:
-        return batch
-    inputs, label = batch
-    try:
-        return {name: value.share_memory_() for name, value in inputs.items()}, label
-    except RuntimeError:
-        warn_of_shared_memory()
-        return {name: value.numpy() for name, value in inputs.items()}, label
-
-
-@cache
-def warn_of_shared_memory():
-    """Tell it once in each reader process, on stderr."""
-    if get_worker_info().id == 0:
-        print(
-            "warning: /dev/shm: too small for batches, which go through pipes, slower; make it larger "
-            "(docker run --shm-size=2g), or give fewer --num_workers or a smaller --batch_size",
-            file=sys.stderr,
-        )
+def share(batch):
+    """Move a worker's batch to shared memory. If there is no room, this raises; in PyTorch's queue it would hang."""
+    if get_worker_info() is not None:
+        inputs, label = batch
+        for value in (*inputs.values(), label):
+            value.share_memory_()
+    return batch
 
 
 class Loader(DataLoader):
-    """A DataLoader that tells of a reader process that was killed where a batch is waited for.
-
-    PyTorch's handler of SIGCHLD raises wherever the process is, in the middle of writing a checkpoint, say.
-    """
-
-    told, waiting = None, False  # PyTorch's handler, and whether some loader waits for a batch
-
-    def set_epoch(self, epoch):
-        """Set the epoch that order, frames, crops and flips depend on."""
-        self.dataset.set_epoch(epoch)
+    """A DataLoader that says what is wrong if shared memory is so full that no worker can be started."""
 
     def __iter__(self):
-        batches = super().__iter__()
-        if self.num_workers and Loader.told is None:
-            Loader.told = signal.getsignal(signal.SIGCHLD)
-            signal.signal(signal.SIGCHLD, lambda *event: Loader.told(*event) if Loader.waiting else None)
-        return self.waited_for(batches) if self.num_workers else batches
+        try:
+            return super().__iter__()
+        except OSError as error:
+            end_workers()
+            raise InputError(
+                f"{SHARED_MEMORY}: {error.strerror}; make it larger (docker run --shm-size=2g), or use --num_workers 0"
+            ) from None
 
-    @staticmethod
-    def waited_for(batches):
-        for _ in range(len(batches)):
-            Loader.waiting = True
-            try:
-                Loader.told(signal.SIGCHLD, None)  # one may have died since
-                batch = next(batches)
-            finally:
-                Loader.waiting = False
-            yield batch
+
+def usable_workers(workers, batch_bytes):
+    """Return how many of `workers` can hand over their batches, and warn if not all can.
+
+    Args:
+        batch_bytes: size of a batch.
+    """
+    if workers == 0:
+        return 0
+    try:
+        Listener().close()  # PyTorch passes a batch's file descriptor through a socket like this one
+    except OSError as error:
+        warn_once(f"TMPDIR: {error}; loading data without workers; use a shorter or writable path")
+        return 0
+    if not os.path.isdir(SHARED_MEMORY):
+        return workers
+    state = os.statvfs(SHARED_MEMORY)
+    batches = state.f_bavail * state.f_frsize // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) // batch_bytes
+    usable = max(min(workers, (batches - 1) // BATCHES_AHEAD), 0)
+    if usable < workers:
+        warn_once(
+            f"{SHARED_MEMORY}: too small for the batches of {workers} data-loading worker(s), using {usable}; "
+            "make it larger (docker run --shm-size=2g), or use a smaller --batch_size"
+        )
+    return usable
+
+
+def check_damage(datasets, max_skipped):
+    """Raise InputError if more than the share `max_skipped` of the datasets' clips is damaged."""
+    damaged = {clip_id: reason for dataset in datasets for clip_id, reason in dataset.damaged.items()}
+    clips = len(damaged) + sum(map(len, datasets))
+    if len(damaged) > max_skipped * clips:
+        clip_id, reason = next(iter(damaged.items()))
+        raise InputError(
+            f"{len(damaged)} of {clips} clips cannot be decoded, more than --max_skipped {max_skipped:g} allows; "
+            f"restore them or raise it; the first is {clip_id}: {reason}"
+        )
 
 
 def build_loader(args, split, device, training=None, dataset=None):
-    """A DataLoader over a dataset, by default `build_dataset(args, split, training)`; to_device takes its batches.
+    """Return a DataLoader over a dataset, by default `build_dataset(args, split, training)`.
 
-    Clips that cannot be decoded are left out, the others' arrays cached (dataset/cache.py). The number of workers
-    changes the speed and nothing else. Pinned memory on CUDA.
+    Its batches are for utils.batches.to_device. Clips that cannot be decoded are left out, the others cached
+    (dataset/cache.py). The number of workers changes the speed and nothing else. Pinned memory on CUDA.
     """
-    with first_on_machine():
-        dataset = build_dataset(args, split, training) if dataset is None else dataset
-        prepare(dataset, args, max(args.num_workers or cores(), 1))
-    workers = args.num_workers
+    dataset = build_dataset(args, split, training) if dataset is None else dataset
+    dataset.prepare(args, max(args.num_workers or cores(), 1))
+    sampler, workers = BatchSampler(dataset, args.batch_size), args.num_workers
     if workers is None:  # on the CPU the model needs the cores itself
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = max(1, min(cores() // 8 if device.type == "cpu" else cores() // processes, 16))
+    if workers:
+        inputs, _ = dataset[[0]]
+        clip_bytes = sum(value.nbytes for value in inputs.values())
+        workers = usable_workers(workers, clip_bytes * -(-min(sampler.size, len(dataset)) // size()))
     return Loader(
         dataset,
         batch_size=None,
-        sampler=BatchSampler(dataset, args.batch_size),
-        collate_fn=handed_over,
+        sampler=sampler,
+        collate_fn=share,
         num_workers=workers,
-        persistent_workers=workers > 0,
+        prefetch_factor=BATCHES_AHEAD if workers else None,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # quick, at each epoch
         worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
     )
@@ -203,6 +213,10 @@ class Data:
                     "step with all of them; a smaller batch size makes more steps",
                     file=sys.stderr,
                 )
+
+    def set_epoch(self, epoch):
+        """Set the epoch that order, frames, crops and flips depend on."""
+        self.train.dataset.epoch = epoch
 
     @property
     def train(self):

@@ -16,8 +16,9 @@ def batches_kept(batch_size):
 
 def check_batch_size(settings, loader):
     """Raise InputError if BatchNorm would find one value per channel: one image of up to 32 pixels per process."""
-    images = loader.sampler.size // size() * loader.dataset.decoder.num_frame
-    if settings.modality != "audio" and settings.image_size <= 32 and images == 1:
+    if settings.backbone == "mlp" or settings.modality == "audio":  # no BatchNorm, or spectrograms, which are larger
+        return
+    if settings.image_size <= 32 and loader.sampler.size // size() * settings.num_frame == 1:
         raise InputError(
             f"--batch_size {settings.batch_size}: one clip leaves BatchNorm a single value with --image_size "
             f"{settings.image_size}; use a larger batch, or 33 pixels or more"

@@ -19,7 +19,7 @@ def series_of(name, row):
         return name
     if first == "loss":
         return f"loss/{rest or 'fused'}"
-    if first in ("train", "gradient"):
+    if first in ("train", "gradient", "suppression"):
         return f"{ {'train': 'training_accuracy'}.get(first, first) }/{rest}"
     return f"accuracy/{name}" if name in branches_of(row) else None
 

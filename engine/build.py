@@ -7,6 +7,7 @@ from engine.device import compile_when_run
 from methods import build_method
 from models.basic_model import AVClassifier
 from models.pretrained import load_initial_weights
+from utils.errors import InputError
 from utils.processes import first_process
 
 
@@ -14,9 +15,16 @@ def build_model(settings):
     """Return the model and the method that the settings name, with random weights: (AVClassifier, Method).
 
     Weights are drawn from PyTorch's generator: encoders, joint head, then the heads of the method.
+
+    Raises:
+        InputError: the fusion module does not take this number of modalities, or this backbone.
     """
-    classes = DATASETS[settings.dataset].n_classes
-    model = AVClassifier(classes, settings.fusion_method, settings.modality, settings.backbone, settings.alone)
+    source, fusion = DATASETS[settings.dataset](), settings.fusion_method
+    names = fusion, settings.modality, settings.backbone, settings.alone
+    try:
+        model = AVClassifier(source.outputs(settings), *names, source.inputs)
+    except ValueError as error:
+        raise InputError(f"--fusion_method {fusion}: {error}; use concat, sum or mixer") from None
     return model, build_method(settings, model)
 
 

@@ -6,10 +6,10 @@ import torch
 
 from engine.build import build_model
 from engine.folder import LAST
-from engine.settings import complete, training_parser, validation_parser
+from engine.settings import check_dataset_flags, complete, training_parser, validation_parser
 from methods import resolve
 from models.weights import first_line, load_checkpoint
-from utils.config import OF_METHODS, differing, parse_settings
+from utils.config import OF_METHODS, PATHS, differing, parse_settings
 from utils.errors import InputError, Interrupted
 from utils.files import replacing
 from utils.processes import first_process, rank, wait_for_all
@@ -18,8 +18,8 @@ from utils.seeds import derived_seed
 BEST = "best.pth"
 
 # What a checkpoint may say. It may come from a stranger, so files to write are not part of it.
-OF_THE_DATA = {"dataset", "audio_path", "visual_path", "split_path", "fps", "num_frame", "image_size", "batch_size"}
-OF_THE_DATA |= {"val_ratio", "random_seed"}
+OF_THE_DATA = {"dataset", "root", *PATHS, "fps", "num_frame", "image_size", "batch_size", "val_ratio", "random_seed"}
+OF_THE_DATA |= {"test_share", "audio_seconds"}
 OF_THE_MODEL = {"method", "modality", "modulation", "no_mgt", "no_ugt", *OF_METHODS}
 OF_THE_MODEL |= {"fusion_method", "backbone", "alone", "deterministic"}
 
@@ -149,6 +149,7 @@ def rebuild_settings(path, saved, typed):
     overridden = {name: value for name, value in typed.items() if name in own}
     same_data = overridden.get("dataset", recorded.get("dataset")) == recorded.get("dataset")
     names = OF_THE_MODEL | OF_THE_DATA if same_data else OF_THE_MODEL
+    names = names - set(PATHS) if "root" in overridden else names
     recorded = {name: value for name, value in recorded.items() if name in names}
     try:
         rebuilt = resolve(vars(parse_settings(training_parser(), recorded)))
@@ -156,5 +157,6 @@ def rebuild_settings(path, saved, typed):
         raise InputError(f"{path}: its settings cannot be used: {error}") from None
     rebuilt = {name: value for name, value in rebuilt.items() if name in OF_THE_MODEL | OF_THE_DATA}
     settings = complete(own | rebuilt | overridden)
+    check_dataset_flags(settings, overridden)
     settings.epoch, settings.classes = saved["epoch"], saved["classes"]
     return settings

@@ -69,7 +69,7 @@ def untrained_losses(model, data, batch_size, device):
     Measured on a copy of the model, whose BatchNorm has seen clips as in every evaluation.
     """
     model = copy.deepcopy(model)
-    data.train.set_epoch(0)
+    data.set_epoch(0)
     first = itertools.islice(data.train, batches_kept(batch_size))
     refresh_batchnorm(model, [to_device(batch, device)[0] for batch in first])
     losses = [mean_loss(predict(model, loader, device)) for loader in (data.train, data.choosing)]

@@ -17,7 +17,7 @@ from utils.processes import first_process, gather, rank
 
 RECORD, LAST, RESULT = "run.json", "last.pth", "result.json"
 OF_A_RUN = ("best.pth", LAST, "log.jsonl", RESULT, RECORD, "start.json", "skipped.csv", "curves.png")
-OF_A_RUN += ("confusion.png", "best.json", "last.json", "predictions.csv")
+OF_A_RUN += ("confusion.png", "best.json", "last.json", "predictions.csv", "suppression.png")
 
 
 def folder_of(settings):
@@ -33,7 +33,7 @@ def folder_of(settings):
     name = (
         settings.method + (f"-{tuned}{format_value(values[tuned])}" if tuned else "") + f"-seed{settings.random_seed}"
     )
-    usual = DEFAULTS | DATASETS[settings.dataset].defaults
+    usual = DEFAULTS | DATASETS[settings.dataset].defaults()
     for flag in sorted(values):
         left_out = flag in {"method", "modality", "dataset", "random_seed", tuned}
         left_out = left_out or not (changes_results(flag) or flag in NAMED)
@@ -46,9 +46,10 @@ def folder_of(settings):
 
 def dataset_name(settings):
     """Return the dataset's name in lower case; of clips in other folders, with their folder's name and a hash."""
-    index, name = DATASETS[settings.dataset].index, settings.dataset.lower()
-    paths = {flag: os.path.relpath(getattr(settings, flag) or ".") for flag in PATHS}
-    moved = [path for flag, path in paths.items() if path != os.path.relpath(getattr(index, flag) or ".")]
+    name, usual = settings.dataset.lower(), DATASETS[settings.dataset].complete({})
+    names = [flag for flag in PATHS if flag in usual] or ["root"]
+    paths = {flag: os.path.relpath(getattr(settings, flag, "") or ".") for flag in names}
+    moved = [path for flag, path in paths.items() if path != os.path.relpath(usual.get(flag) or ".")]
     if not moved:
         return name
     return f"{name}-{'-'.join(Path(moved[-1]).absolute().parts[-2:])}-{short_hash(*paths.values())}"

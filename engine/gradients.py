@@ -24,6 +24,13 @@ def gradient_norms(model):
     return torch.stack([torch.nn.utils.get_total_norm(some).to(device) for some in gradients])
 
 
+def entry_sizes(model):
+    """Return for each encoder the sum over its parameters of the mean absolute entry of the gradient, (modalities,)."""
+    none = torch.zeros((), device=next(model.parameters()).device)
+    gradients = [[p.grad for p in model.encoder_parameters(name) if p.grad is not None] for name in model.modalities]
+    return torch.stack([sum((gradient.abs().mean() for gradient in some), none) for some in gradients])
+
+
 def drop_frozen_gradients(model):
     """Drop the gradients of frozen encoders: neither clipped with the others nor changed by weight decay."""
     for name in model.frozen:

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from engine.gradients import CLIP_NORM, modules_of
+from engine.gradients import CLIP_NORM, entry_sizes, modules_of
 from utils.batches import to_device
 from utils.errors import InputError
 from utils.processes import first_process, rank, size, total
@@ -30,19 +30,21 @@ class Meter:
     Args:
         model: AVClassifier.
         loader: of the training clips, which says which clips are in a step.
+        suppression: measure the size of each encoder's gradient after clipping too, for analysis/suppression.py.
     """
 
-    def __init__(self, model, loader):
-        self.loader, self.branches = loader, model.branches
+    def __init__(self, model, loader, suppression=False):
+        self.model, self.loader, self.branches, self.suppression = model, loader, model.branches, suppression
         self.names = [loss_name(branch) for branch in model.branches] + [f"train_{branch}" for branch in model.branches]
+        self.names += [f"suppression_gradient_{name}" for name in model.modalities] * suppression
         self.names += [*(f"gradient_{name}" for name in modules_of(model)), "gradient_norm", "clipped"]
         self.norms, self.unread = [], []
         self.every = READ_EVERY if next(model.parameters()).is_cuda else 1
         self.steps, self.totals = [], [0.0] * len(self.names)  # values of every step, and their sums
 
     def add_gradients(self, norms):
-        """Add what `clip_gradients` returned, once per optimiser step."""
-        self.norms.append(norms)
+        """Add what `clip_gradients` returned, once per optimiser step, before the gradients are zeroed."""
+        self.norms.append(torch.cat([entry_sizes(self.model).to(norms), norms]) if self.suppression else norms)
 
     def add_batch(self, outputs, label):
         """Add a batch: {branch: Output}, and labels (B, ...).

@@ -54,6 +54,7 @@ def parse_training(argv=None):
     parser = training_parser()
     settings, typed = config.parse(parser, argv)
     settings = complete(vars(with_recorded(settings, typed, parser, argv)))
+    check_dataset_flags(settings, typed)
     check_flags(settings, typed)
     for name in ("tensorboard_path", "tensorboard_steps"):
         if name in typed and not settings.use_tensorboard:
@@ -64,11 +65,20 @@ def parse_training(argv=None):
 def complete(settings):
     """Return settings {name: value} as a Namespace, resolved, with the dataset's paths and number of frames."""
     settings = resolve(settings)
-    entry = DATASETS[settings["dataset"]]
-    for name in config.PATHS:
-        settings[name] = settings[name] or getattr(entry.index, name)
-    settings["num_frame"] = settings["num_frame"] or entry.num_frame
-    return Namespace(**settings)
+    return Namespace(**DATASETS[settings["dataset"]].complete(settings))
+
+
+def check_dataset_flags(settings, typed):
+    """Raise InputError if a typed flag or a setting does not fit the settings' dataset."""
+    name, source = settings.dataset, DATASETS[settings.dataset]
+    for flag in typed:
+        if flag in source.without:
+            raise InputError(f"--{flag}: no effect with --dataset {name}; leave it out")
+    for flag, value in (("method", settings.modality), ("freeze", getattr(settings, "freeze", None))):
+        if value not in (None, "full", "both", *source.inputs):
+            raise InputError(f"--{flag} {value}: {name} has {', '.join(source.inputs)}; use one of these")
+    if (settings.backbone == "mlp") != (source.backbone == "mlp"):
+        raise InputError(f"--backbone {settings.backbone}: does not fit {name}; use {source.backbone}")
 
 
 def with_recorded(settings, typed, parser, argv):
@@ -89,7 +99,9 @@ def with_recorded(settings, typed, parser, argv):
         return settings
     recorded = {name: value for name, value in resolve(recorded).items() if name not in NOT_AGAIN}
     if typed.get("dataset", recorded["dataset"]) != recorded["dataset"]:  # which has other folders and frames
-        recorded = {name: value for name, value in recorded.items() if name not in {*config.PATHS, "num_frame"}}
+        recorded = {name: value for name, value in recorded.items() if name not in {*config.PATHS, "root", "num_frame"}}
+    if "root" in typed:
+        recorded = {name: value for name, value in recorded.items() if name not in config.PATHS}
     if any(typed.get(name) not in (None, "full", "Normal") for name in ("modality", "modulation", "no_mgt", "no_ugt")):
         del recorded["method"]  # the command line names another one by these flags
     try:

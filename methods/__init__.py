@@ -3,7 +3,8 @@
 import math
 import sys
 from argparse import Namespace
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from methods.ablations import NoMGT, NoMGTNoUGT, NoUGT
 from methods.agm import AGM
@@ -20,6 +21,7 @@ from methods.pmr import PMR
 from methods.relearn import Relearn
 from methods.umt import UMT
 from methods.unimodal import Unimodal
+from models.fusion_modules import FUSION_MODULES
 from utils.config import DEFAULTS, OF_METHODS
 from utils.errors import InputError
 
@@ -36,7 +38,8 @@ class Entry:
         tuned: the flag that is tuned, which tables and folder names show.
         modality: "full", or the one modality that the method trains.
         needs: flags without which the method cannot train; "x or y" for one of two.
-        runs: flags that name runs of other methods with the same seed; {name} stands for the folder of such a run.
+        runs: a function of the modalities that returns flags that name runs of other methods with the same seed,
+            {flag: value}; in values {name} stands for the folder of such a run.
         own_fusion: whether it brings a fusion of its own, so that --fusion_method has no effect.
         own_heads: whether it scores one modality by heads of its own, so that --alone has no effect.
     """
@@ -46,29 +49,37 @@ class Entry:
     tuned: str | None = None
     modality: str = "full"
     needs: tuple[str, ...] = ()
-    runs: dict[str, str] = field(default_factory=dict)
+    runs: Callable = lambda modalities: {}
     own_fusion: bool = False
     own_heads: bool = False
 
 
-RUNS = {"gblend_runs": "{joint},{audio},{visual}"}
-TEACHERS = {"umt_audio": "{audio}/best.pth", "umt_visual": "{visual}/best.pth"}
+def blended_runs(modalities):
+    """Return the flag that names the runs G-Blending measures: joint, and each modality alone."""
+    return {"gblend_runs": ",".join(f"{{{name}}}" for name in ("joint", *modalities))}
+
+
+def teachers(modalities):
+    """Return the flags that name UMT's teachers."""
+    return {f"umt_{name}": f"{{{name}}}/best.pth" for name in modalities}
+
 
 METHODS = {  # in the order of tables
     "audio": Entry("audio alone", Unimodal, modality="audio"),
     "visual": Entry("visual alone", Unimodal, modality="visual"),
+    "text": Entry("text alone", Unimodal, modality="text"),
     "joint": Entry("joint", Joint),
     "ogm": Entry("OGM", OGM),
     "ogm_ge": Entry("OGM-GE", OGM_GE),
     "joint_uni": Entry("joint+uni", JointUni, own_heads=True),
-    "gblend": Entry("G-Blending", GBlend, needs=("gblend_runs or gblend_weights",), runs=RUNS, own_heads=True),
+    "gblend": Entry("G-Blending", GBlend, needs=("gblend_runs or gblend_weights",), runs=blended_runs, own_heads=True),
     "agm": Entry("AGM", AGM),
     "pmr": Entry("PMR", PMR),
     "mmpareto": Entry("MMPareto", MMPareto, own_heads=True),
     "mla": Entry("MLA", MLA, own_fusion=True),
     "lfm": Entry("LFM (heuristic)", LFM, own_fusion=True),
     "relearn": Entry("Re-learning", Relearn, needs=("val_ratio",)),
-    "umt": Entry("UMT", UMT, needs=("umt_audio", "umt_visual"), runs=TEACHERS),
+    "umt": Entry("UMT", UMT, runs=teachers),
     "inforeg": Entry("InfoReg", InfoReg),
     "no_mgt+no_ugt": Entry("DGL -MGT -UGT", NoMGTNoUGT, tuned="alpha"),
     "no_mgt": Entry("DGL -MGT", NoMGT, tuned="alpha"),
@@ -77,9 +88,10 @@ METHODS = {  # in the order of tables
 }
 
 # A method named with another flag that makes it a variant of it is that variant: --method joint --modulation OGM.
-VARIANTS = {"dgl": {"no_mgt", "no_ugt", "no_mgt+no_ugt", "audio", "visual"}, "joint": {"ogm", "ogm_ge"}}
+VARIANTS = {"dgl": {"no_mgt", "no_ugt", "no_mgt+no_ugt", "audio", "visual", "text"}, "joint": {"ogm", "ogm_ge"}}
 AUTHORS_FLAGS = {"alpha", "modulation_starts", "modulation_ends"}  # in their scripts, whatever the method
-ENCODERS = {"audio", "visual"}
+ENCODERS = {"audio", "visual", "text"}
+SUMS = ("concat", "sum")  # fusions whose logits are a sum of one term per modality
 
 
 def resolve(settings):
@@ -140,8 +152,15 @@ def check_flags(settings, typed):
     if entry.own_fusion and settings.fusion_method != "concat":
         raise InputError(f"--fusion_method {settings.fusion_method}: --method {method} has its own; leave it out")
     own_heads = entry.own_heads or any(getattr(settings, f"{name}_unimodal", 0) for name in ("inforeg", "relearn"))
-    if settings.alone == "zeros" and (settings.fusion_method == "concat" or own_heads):
+    if settings.alone == "zeros" and (FUSION_MODULES[settings.fusion_method].zeros or own_heads):
         raise InputError(f"--alone zeros: no effect with --method {method} and {settings.fusion_method}; leave it out")
+    if (
+        settings.log_suppression
+        and entry.modality == "full"
+        and (entry.own_fusion or settings.fusion_method not in SUMS)
+    ):
+        other = f"--method {method}" if entry.own_fusion else f"--fusion_method {settings.fusion_method}"
+        raise InputError(f"--log_suppression: not with {other}, only with {' and '.join(SUMS)} fusion; leave it out")
     for need in entry.needs if settings.train or settings.gradient_report else ():
         if not any(getattr(settings, name) for name in need.split(" or ")):
             raise InputError(f"--method {method}: needs --{need.replace(' or ', ' or --')}; add it")
@@ -149,6 +168,8 @@ def check_flags(settings, typed):
         raise InputError(f"--freeze {settings.freeze}: --method relearn changes all encoders; leave it out")
     if settings.freeze in ENCODERS and settings.modality not in ("full", settings.freeze):
         raise InputError(f"--freeze {settings.freeze}: --method {method} has no such encoder; leave it out")
+    if settings.fusion_method == "mmtm" and method == "umt":
+        raise InputError("--fusion_method mmtm: --method umt needs features of whole encoders; use concat or another")
     if settings.fusion_method == "bilinear" and settings.backbone == "resnet50":
         raise InputError("--fusion_method bilinear: 34 GB of weights with --backbone resnet50; change one of the two")
     starts, ends = getattr(settings, "modulation_starts", 0), getattr(settings, "modulation_ends", math.inf)

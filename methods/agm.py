@@ -11,7 +11,8 @@ The paper's text was not found: rule, sign and the form for three modalities are
 the defaults: alpha 1, epochs 0 to 20, cap 10 (its CREMA-D file). Its README trains with learning rate 1e-4, batch 64
 and, in a line for AV-MNIST, alpha 2.5; kappa can reach e^(10 alpha), and its code clips all gradients to a norm of 1
 once an entry of the head's gradient passes 1: `--agm_clip`. To mask, it encodes the whole batch again, BatchNorm
-evaluating: `--agm_mask passes`. Ours takes the features that f(all) has, and those of one masked clip.
+evaluating: `--agm_mask passes`. Ours takes the features that f(all) has, and those of one masked clip. The layers of
+mmtm evaluate too in every f(K) but f(all).
 """
 
 import math
@@ -34,17 +35,17 @@ class AGM(Method):
 
     def step(self, model, inputs, label):
         features = present = encode_all(model, inputs)
-        with ExitStack() as stack:  # after the features, whose statistics BatchNorm keeps
-            for name in model.modalities:
-                stack.enter_context(evaluating(model.encoder(name)))
+        everything, logits = frozenset(model.modalities), {frozenset(): 0}
+        logits[everything] = model.fusion_module.fuse(features)
+        with ExitStack() as stack:  # after f(all), whose statistics BatchNorm keeps
+            for module in (model.fusion_module, *map(model.encoder, model.modalities)):
+                stack.enter_context(evaluating(module))
             zeros = {name: torch.zeros_like(x[:1]) for name, x in inputs.items()}
             masked = {name: x.expand_as(features[name]) for name, x in encode_all(model, zeros).items()}
             if self.settings.agm_mask == "passes":
                 present = encode_all(model, inputs)
-        everything, logits = frozenset(model.modalities), {frozenset(): 0}
-        logits[everything] = model.fusion_module.fuse(features)
-        for kept in subsets(everything)[1:-1]:
-            logits[kept] = model.fusion_module.fuse(masked | {name: present[name] for name in kept})
+            for kept in subsets(everything)[1:-1]:
+                logits[kept] = model.fusion_module.fuse(masked | {name: present[name] for name in kept})
         shares = {name: shapley(name, logits) for name in model.modalities}
         fused = score(logits[everything], label)
         (gradient,) = torch.autograd.grad(fused.loss, fused.logits, retain_graph=True)

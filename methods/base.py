@@ -112,7 +112,7 @@ class Method:
 
 
 def encode_all(model, inputs):
-    """Return the features of all modalities, {modality: (B, D)}."""
+    """Return the features of all modalities, {modality: (B, D)}, or with mmtm maps."""
     return {name: model.encode(name, inputs[name]) for name in model.modalities}
 
 
@@ -125,7 +125,10 @@ def linear_head(model):
 
 
 class OwnHeads(Fusion_AUXI):
-    """The model's fusion module, and a linear head `<modality>_head` of its own for each modality alone."""
+    """The model's fusion module, and a linear head `<modality>_head` of its own for each modality alone.
+
+    With mmtm a head scores what the modality's own stream ends in, so its loss reaches that stream too.
+    """
 
     def __init__(self, model):
         super().__init__(model.n_classes, model.dim, model.modalities)
@@ -137,7 +140,11 @@ class OwnHeads(Fusion_AUXI):
         return self.joint.fuse(features)
 
     def alone(self, name, feature):
-        return getattr(self, f"{name}_head")(feature)
+        return self.head(name, self.joint.vector(name, feature))
+
+    def head(self, name, vector):
+        """Return the logits of a modality's own head: (B, dim) -> (B, n_classes)."""
+        return getattr(self, f"{name}_head")(vector)
 
 
 class MeanOfHeads(OwnHeads):
@@ -149,6 +156,9 @@ class MeanOfHeads(OwnHeads):
 
     def fuse(self, features):
         return sum(self.alone(name, feature) for name, feature in features.items()) / len(features)
+
+    def alone(self, name, feature):
+        return self.head(name, feature)
 
 
 class SharedHead(Fusion_AUXI):

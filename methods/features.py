@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from models.backbone import pooled
 from utils.batches import to_device
 from utils.processes import gather, rank, size
 from utils.seeds import derived_seed
@@ -20,9 +21,14 @@ def drawn_of_each_class(clips, part, fewest, seed):
     return sorted(drawn)
 
 
+def as_vector(feature):
+    """Return a feature as a vector (B, D): the maps of mmtm, where its encoders end, are averaged."""
+    return feature if feature.dim() == 2 else pooled(feature)
+
+
 @torch.no_grad()
 def features_of(model, dataset, batch_size, device, numbers=None):
-    """Compute the features of a dataset's clips, or of `numbers` in order, shared between the processes.
+    """Compute the features of a dataset's clips, or of `numbers` in order, as vectors, shared between the processes.
 
     Args:
         model: AVClassifier; left in evaluation mode.
@@ -38,7 +44,7 @@ def features_of(model, dataset, batch_size, device, numbers=None):
         inputs, label = to_device(dataset[mine[i : i + batch_size]], device)
         labels.append(label.cpu())
         for name in model.modalities:
-            features[name].append(model.encode(name, inputs[name]).cpu())
+            features[name].append(as_vector(model.encode(name, inputs[name])).cpu())
     parts = [part for part in gather((mine, features, labels)) if part[0]]
     order = torch.tensor([number for some, _, _ in parts for number in some]).argsort()
     whole = {name: torch.cat([x for _, found, _ in parts for x in found[name]])[order] for name in model.modalities}

@@ -5,7 +5,8 @@
     L = L_m + alpha sum of help_u PCE_u, in the first epochs - mu sum of hold_u H_u
 
 PCE is the mean of -log p_y, H the mean entropy. L_m reaches everything, what is added its own encoder alone. Prototypes
-are made before every epoch, c = eps c_old + (1 - eps) c_new, constants in it. Saved: both, (C, D).
+are made before every epoch, c = eps c_old + (1 - eps) c_new, constants in it. Saved: both, (C, D). With mmtm a
+feature is the average of the maps in which the encoder ends.
 The paper has two modalities; the mean over the others is a proposal, which with two is eq. 11 and 13.
 Defaults: alpha 1 (the paper has 1 or 2), mu 0.01 (or 0.001), to the last epoch (Algorithm 1; --pmr_ends 70 is a command
 line's of the code), eps 0.2 (the code's flag); the paper does not say how many epochs H lasts, ours are 10.
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from methods.base import Method
-from methods.features import drawn_of_each_class, features_of
+from methods.features import as_vector, drawn_of_each_class, features_of
 from methods.joint import joint_step
 from methods.statistics import entropy, mean_over_others
 from utils.processes import total
@@ -49,8 +50,8 @@ class PMR(Method):
         return joint_step(model, inputs, label, None if ends else lambda features: self.rebalance(label, features))
 
     def rebalance(self, label, features):
-        """Return what is added to the loss for {modality: (B, D)}."""
-        log_p = [self.log_probabilities(feature, self.prototypes[name]) for name, feature in features.items()]
+        """Return what is added to the loss for {modality: feature}."""
+        log_p = [self.log_probabilities(as_vector(z), self.prototypes[name]) for name, z in features.items()]
         own = [each.gather(1, label.unsqueeze(1)) for each in log_p]
         helps, holds = self.coefficients(torch.stack([total(each.detach().exp().sum()) for each in own]))
         extra = -self.settings.pmr_alpha * sum(help * each.mean() for help, each in zip(helps, own, strict=True))

@@ -54,9 +54,9 @@ def mean_over_others(values, function):
 
 
 @contextmanager
-def evaluating(encoder):
-    """A block in which an encoder's BatchNorm layers use their running statistics and leave them unchanged."""
-    layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm) and layer.training]
+def evaluating(module):
+    """A block in which the BatchNorm layers of a module use their running statistics and leave them unchanged."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
     for layer in layers:
         layer.eval()
     yield

@@ -23,17 +23,20 @@ class UMT(Method):
     remembers = ("hashes",)
 
     def prepare(self, model):
+        for name in model.modalities:
+            if not getattr(self.settings, f"umt_{name}"):
+                raise InputError(f"--method umt: needs --umt_{name}, best.pth of a run of --method {name}; add it")
         self.teachers, self.hashes, self.classes = {}, [], []
         for name in model.modalities:
-            self.teachers[name], saved = self.teacher(name, model.n_classes)
+            self.teachers[name], saved = self.teacher(name, model.n_classes, model.inputs)
             self.hashes.append(hash_of(saved["model"].values()))
             self.classes.append(saved["classes"])
 
     def begin_epoch(self, epoch, model, loaders, device):
         if any(classes != list(loaders["train"].dataset.classes) for classes in self.classes):
-            raise InputError("--umt_audio, --umt_visual: of other classes than there are here; take other teachers")
+            raise InputError("--umt_audio, --umt_visual: trained on other classes; use other teachers")
 
-    def teacher(self, name, n_classes):
+    def teacher(self, name, n_classes, inputs):
         """Load the model that --umt_<modality> names, in evaluation mode -> (model, its checkpoint)."""
         flag, path = f"--umt_{name}", getattr(self.settings, f"umt_{name}")
         saved = load_checkpoint(path)
@@ -43,7 +46,7 @@ class UMT(Method):
             raise InputError(f"{flag} {path}: of --method {method}; give best.pth of --method {name}")
         if settings.get("dataset") != self.settings.dataset:
             raise InputError(f"{flag} {path}: of {settings.get('dataset')}, not {self.settings.dataset}; take another")
-        model = AVClassifier(n_classes, modality=name, backbone=self.settings.backbone)
+        model = AVClassifier(n_classes, modality=name, backbone=self.settings.backbone, inputs=inputs)
         try:
             model.load_state_dict(saved["model"])
         except RuntimeError:

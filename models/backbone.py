@@ -11,7 +11,8 @@ class Encoder(ResNet):
         in_channels: 1 for spectrograms, 3 for RGB frames.
 
     Attributes:
-        dim: width D of the features, 512, or 2048 with bottleneck blocks.
+        dim: number of channels D after layer4, 512, or 2048 with bottleneck blocks; after layer2 a quarter, after
+            layer3 half of it.
 
     Shapes: (B, in_channels, H, W) -> (B, D, ceil(H / 32), ceil(W / 32)). Convolutions are Kaiming-normal (fan-out,
     ReLU), BatchNorm 1 and 0, as torchvision initialises them.
@@ -31,6 +32,12 @@ class Encoder(ResNet):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
+    def cut(self):
+        """Remove layer3 and layer4 and return them, {name: module}; the encoder ends at layer2 from then on."""
+        stages = {"layer3": self.layer3, "layer4": self.layer4}
+        self.layer3, self.layer4 = nn.Identity(), nn.Identity()
+        return stages
+
 
 class ResNet18(Encoder):
     """The paper's encoder."""
@@ -44,8 +51,23 @@ class ResNet50(Encoder):
     block, layers = Bottleneck, (3, 4, 6, 3)
 
 
+class MLP(nn.Sequential):
+    """A perceptron of two layers for feature vectors: (B, in_features) -> (B, 128)."""
+
+    dim = 128
+
+    def __init__(self, in_features):
+        super().__init__(nn.Linear(in_features, self.dim), nn.ReLU(), nn.Linear(self.dim, self.dim), nn.ReLU())
+
+
 BACKBONES = {
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "resnet50": ResNet50,
+    "mlp": MLP,
 }
+
+
+def pooled(maps):
+    """Return maps averaged over positions and frames: (B, N, C, h, w) -> (B, C)."""
+    return maps.mean(dim=(3, 4)).mean(dim=1)

@@ -3,41 +3,46 @@
 import torch
 from torch import nn
 
-from models.backbone import BACKBONES
+from models.backbone import BACKBONES, Encoder, pooled
 from models.fusion_modules import FUSION_MODULES, LinearClassifier
 
-MODALITIES = ("full", "audio", "visual")
-CHANNELS = {"audio": 1, "visual": 3}  # of each encoder's input
+MODALITIES = ("full", "audio", "visual", "text")
+CHANNELS = {"audio": 1, "visual": 3}  # of spectrograms and frames
 
 
 class AVClassifier(nn.Module):
     """The audio-visual classifier of the paper, section 3.
 
     An encoder is what sees its modality alone; everything from the first cross-modal layer on is the fusion module. The
-    encoder of a modality is the attribute `<modality>_net`.
+    encoder of a modality is the attribute `<modality>_net`. With mmtm it ends at layer2, and the fusion module has the
+    layers behind it.
 
     Args:
         n_classes: number of classes C.
         fusion_method: a key of `FUSION_MODULES`; without effect for one modality.
-        modality: "full" for both encoders and the fusion module; "audio" or "visual" for that encoder and a linear
+        modality: "full" for all encoders and the fusion module; one of the modalities for its encoder and a linear
             classifier in the fusion module's place, the unimodal baseline.
-        backbone: a key of `BACKBONES`, the architecture of both encoders.
+        backbone: a key of `BACKBONES`, the architecture of the encoders.
         alone: "own" or "zeros", how the fusion module scores one modality; without effect for concat.
+        inputs: {modality: size of the encoder's input}, channels of images, or width of feature vectors for "mlp".
 
     Attributes:
         modalities: names of the modalities, in order.
         branches: "fused" and the modalities: what `forward` gives logits of.
-        dim: width D of a feature, 512 with ResNet-18.
+        dim: width D of a feature, 512 with ResNet-18; with mmtm of what layer4 gives.
+        takes_maps: whether features are maps (B, N, C, h, w), for a fusion module that takes them, or vectors (B, D).
         frozen: modalities whose encoders are not trained; their BatchNorm evaluates.
         amp: train the encoders in bfloat16 (autocast); features, fusion and evaluation are always float32.
 
     Raises:
-        ValueError: unknown fusion_method, modality or backbone.
+        ValueError: unknown fusion_method, modality or backbone, or two that do not go together.
     """
 
     amp, frozen = False, ()
 
-    def __init__(self, n_classes, fusion_method="concat", modality="full", backbone="resnet18", alone="own"):
+    def __init__(
+        self, n_classes, fusion_method="concat", modality="full", backbone="resnet18", alone="own", inputs=None
+    ):
         super().__init__()
         if modality not in MODALITIES:
             raise ValueError(f"modality {modality!r} is none of {', '.join(MODALITIES)}")
@@ -45,16 +50,20 @@ class AVClassifier(nn.Module):
             raise ValueError(f"fusion_method {fusion_method!r} is none of {', '.join(FUSION_MODULES)}")
         if backbone not in BACKBONES:
             raise ValueError(f"backbone {backbone!r} is none of {', '.join(BACKBONES)}")
-        self.modality, self.n_classes = modality, n_classes
-        self.modalities = tuple(CHANNELS) if modality == "full" else (modality,)
+        self.modality, self.n_classes, self.inputs = modality, n_classes, inputs or CHANNELS
+        self.modalities = tuple(self.inputs) if modality == "full" else (modality,)
         self.branches = ("fused", *self.modalities)
-        # both are created in any case, so that an encoder has the same initial weights alone and in the whole model
-        encoders = {name: BACKBONES[backbone](channels) for name, channels in CHANNELS.items()}
+        # all are created in any case, so that an encoder has the same initial weights alone and in the whole model
+        encoders = {name: BACKBONES[backbone](size) for name, size in self.inputs.items()}
         for name in self.modalities:
             setattr(self, f"{name}_net", encoders[name])
-        self.dim = encoders["audio"].dim
+        self.dim = encoders[self.modalities[0]].dim
         fusion = FUSION_MODULES[fusion_method] if modality == "full" else LinearClassifier
-        self.fusion_module = fusion(n_classes, self.dim, self.modalities)
+        self.takes_maps = fusion.takes_maps
+        if self.takes_maps and not issubclass(BACKBONES[backbone], Encoder):
+            raise ValueError(f"takes ResNets, which backbone {backbone} is not")
+        stages = [{name: encoders[name].cut() for name in self.modalities}] if self.takes_maps else []
+        self.fusion_module = fusion(n_classes, self.dim, self.modalities, *stages)
         if alone == "zeros":
             self.fusion_module.use_zeros()
         for layer in self.fusion_module.modules():
@@ -77,22 +86,23 @@ class AVClassifier(nn.Module):
         return list(self.encoder(name).parameters())
 
     def encode(self, name, x):
-        """Return a modality's feature (B, D).
+        """Return a modality's feature (B, D), averaged over positions and frames, or if `takes_maps` its maps.
 
         Args:
             name: of the modality.
-            x: a spectrogram (B, 1, F, T), or frames (B, 3, N, H, W), which are averaged over frames, height and width.
-        """
-        if x.dim() == 4:
-            return self.pooled(name, x)
-        images = x.transpose(1, 2).flatten(0, 1)  # (B * N, 3, H, W)
-        return self.pooled(name, images).unflatten(0, (len(x), -1)).mean(dim=1)
+            x: a spectrogram (B, 1, F, T), frames (B, 3, N, H, W), or feature vectors (B, width).
 
-    def pooled(self, name, images):
-        """Return the global average pool of an encoder's maps, in float32 at least: (B, C, H, W) -> (B, D)."""
+        Returns:
+            (B, D), or maps (B, N, C, h, w), N = 1 of a spectrogram; in float32 at least.
+        """
+        images = x.transpose(1, 2).flatten(0, 1) if x.dim() == 5 else x  # (B * N, channels, H, W)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp and self.training):
             maps = self.encoder(name)(images)
-        return maps.to(torch.promote_types(maps.dtype, torch.float32)).mean(dim=(2, 3))
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        if x.dim() == 2:
+            return maps
+        maps = maps.unflatten(0, (len(x), -1))
+        return maps if self.takes_maps else pooled(maps)
 
     def forward(self, inputs):
         """Return the logits of every branch.

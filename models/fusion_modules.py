@@ -7,9 +7,13 @@ That no gradient of the fused logits reaches an encoder is said once, in the bas
 import torch
 from torch import nn
 
+from models.backbone import pooled
+from models.mixer import MixerBlock
+from models.mmtm import MMTM, running_statistics_kept
+
 
 class Fusion_AUXI(nn.Module):
-    """Base of the fusion modules. A feature is (B, dim), logits are (B, n_classes).
+    """Base of the fusion modules. A feature is (B, dim), with `takes_maps` (B, N, C, h, w); logits are (B, n_classes).
 
     A new fusion module defines `fuse` and, if the feature in every place would not do, `alone`. It takes its place in
     FUSION_MODULES below.
@@ -21,21 +25,24 @@ class Fusion_AUXI(nn.Module):
 
     Attributes:
         takes: number of modalities that the module fuses; None for any number.
+        takes_maps: whether a feature is the maps that an encoder ends in, instead of their average.
+        zeros: whether one modality alone is scored with 0 in place of the others.
         shared_bias: the part of the bias in each modality's own logits that belongs to the others, if the bias is split
-            evenly; 0 if each has a bias of its own.
+            evenly; 0 if each has a bias of its own, or if the fused logits are no sum over the modalities.
 
     Raises:
         ValueError: the module takes another number of modalities.
     """
 
     takes = None
-    shared_bias = 0
+    takes_maps = False
     zeros = False
+    shared_bias = 0
 
     def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
         super().__init__()
         if self.takes not in (None, len(modalities)):
-            raise ValueError(f"{type(self).__name__} takes {self.takes} modalities, not {len(modalities)}")
+            raise ValueError(f"takes {self.takes} modalities, not {len(modalities)}")
         self.modalities = tuple(modalities)
 
     def forward(self, features):
@@ -51,9 +58,14 @@ class Fusion_AUXI(nn.Module):
         """Return the logits of one modality alone (paper eq. 11 to 14): here the feature takes every place."""
         return self.fuse(dict.fromkeys(self.modalities, feature))
 
+    def vector(self, name, feature):
+        """Return what another linear head can score one modality by, (B, dim): here the feature itself."""
+        return feature
+
     def use_zeros(self):
-        """Score one modality alone with 0 in place of the others from now on, whatever the module's own way is."""
-        self.zeros, self.alone = True, self.alone_with_zeros
+        """Score one modality alone with 0 in place of the others from now on, if the module has another way."""
+        if not self.zeros:
+            self.zeros, self.alone = True, self.alone_with_zeros
 
     def alone_with_zeros(self, name, feature):
         """Return the logits of one modality alone with 0 in place of the others, as eq. 12 and 14 print it."""
@@ -62,6 +74,8 @@ class Fusion_AUXI(nn.Module):
 
 class ConcatFusion_AUXI(Fusion_AUXI):
     """fc_out of all features side by side; one modality alone has zeros in place of the others."""
+
+    zeros = True
 
     def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
         super().__init__(n_classes, dim, modalities)
@@ -164,6 +178,85 @@ class BilinearFusion_AUXI(Fusion_AUXI):
         return self.fc_out(self.fc((x.unsqueeze(2) * y.unsqueeze(1)).flatten(1)))  # x y^T is (B, dim, dim)
 
 
+class MixerFusion_AUXI(Fusion_AUXI):
+    """fc_out of mixed tokens side by side, after CubeMLP (Sun et al., ACM MM 2022), without its time axis.
+
+    The features are n tokens (B, n, dim), which two blocks of models/mixer.py mix. CubeMLP's are the two blocks, their
+    layers and dropout 0.1. Ours are one vector per modality, hidden widths equal to n and dim, and that one modality
+    alone has zeros in place of the other tokens before the first block; inside the blocks they do not stay 0.
+    """
+
+    zeros = True
+
+    def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
+        super().__init__(n_classes, dim, modalities)
+        self.blocks = nn.Sequential(*(MixerBlock(len(modalities), dim) for _ in range(2)))
+        self.fc_out = nn.Linear(len(modalities) * dim, n_classes)
+
+    def fuse(self, features):
+        tokens = torch.stack([features[name] for name in self.modalities], dim=1)
+        return self.fc_out(self.blocks(tokens).flatten(1))
+
+    def alone(self, name, feature):
+        return self.alone_with_zeros(name, feature)
+
+
+class MMTMFusion_AUXI(Fusion_AUXI):
+    """Dense interaction of two ResNets by MMTM (Joze et al., CVPR 2020): the encoders end at layer2.
+
+    mmtm2, layer3 of each stream, mmtm3, layer4 of each, mmtm4, then fc_out of both pooled maps side by side. Each
+    stream has layers of its own. Squeezed vectors and pooled maps are averages over a clip's frames, so all frames have
+    the same gates. One modality alone runs its own stream only, with 0 in place of the other's squeezed vectors and
+    pooled maps.
+
+    BatchNorm's running statistics are those of the fused pass alone, because the gates of one modality alone are
+    different: several kinds of passes per step would pull them apart. In training, a pass of one modality alone
+    normalises by the statistics of its batch and leaves the running ones unchanged. Evaluation uses the running ones
+    for every pass. `refresh_batchnorm` runs every kind of pass, so its averages follow the same rule.
+
+    Args:
+        stages: {modality: {"layer3": module, "layer4": module}}, what `Encoder.cut` returns.
+    """
+
+    takes = 2
+    takes_maps = True
+    zeros = True
+
+    def __init__(self, n_classes, dim, modalities, stages):
+        super().__init__(n_classes, dim, modalities)
+        self.streams = nn.ModuleDict({name: nn.ModuleDict(stages[name]) for name in modalities})
+        self.mmtm2, self.mmtm3, self.mmtm4 = (MMTM(modalities, dim // part) for part in (4, 2, 1))
+        self.fc_out = nn.Linear(len(modalities) * dim, n_classes)
+
+    @property
+    def shared_bias(self):
+        return self.fc_out.bias * (1 - 1 / len(self.modalities))
+
+    def fuse(self, features):
+        return self.classify(self.vectors(features))
+
+    def alone(self, name, feature):
+        return self.classify({name: self.vector(name, feature)})
+
+    def vector(self, name, feature):
+        """Return the pooled maps of a modality's own stream, run alone: (B, N, C, h, w) -> (B, dim)."""
+        with running_statistics_kept(self):
+            return self.vectors({name: feature})[name]
+
+    def vectors(self, maps):
+        """Return the pooled maps of the streams whose modalities are given, {modality: (B, dim)}."""
+        maps = self.mmtm2(maps)
+        for stage, mmtm in (("layer3", self.mmtm3), ("layer4", self.mmtm4)):
+            images = {name: self.streams[name][stage](each.flatten(0, 1)) for name, each in maps.items()}
+            maps = mmtm({name: each.unflatten(0, maps[name].shape[:2]) for name, each in images.items()})
+        return {name: pooled(each) for name, each in maps.items()}
+
+    def classify(self, vectors):
+        """Return the logits of {modality: (B, dim)}; a missing one counts as 0."""
+        zeros = torch.zeros_like(next(iter(vectors.values())))
+        return self.fc_out(torch.cat([vectors.get(name, zeros) for name in self.modalities], dim=1))
+
+
 class LinearClassifier(Fusion_AUXI):
     """A linear classifier in the fusion module's place, for a model of one modality."""
 
@@ -186,4 +279,6 @@ FUSION_MODULES = {
     "gated": GatedFusion_AUXI,
     "film": FiLM_AUXI,
     "bilinear": BilinearFusion_AUXI,
+    "mixer": MixerFusion_AUXI,
+    "mmtm": MMTMFusion_AUXI,
 }

@@ -1,10 +1,12 @@
 """Encoders that start with given weights: torchvision's of ImageNet, or those in a file."""
 
 import os
+import re
 
 import torch
 from torchvision.models import get_model_weights
 
+from models.fusion_modules import MMTMFusion_AUXI
 from models.weights import first_line, read
 from utils.errors import InputError
 
@@ -13,6 +15,8 @@ CLASSIFIER = "fc."  # of torchvision's networks, which the encoders lack
 
 def load_initial_weights(model, weights, backbone):
     """Start a model's encoders from given weights; prints which encoders have been loaded.
+
+    With mmtm, an encoder's layer3 and layer4 are in the fusion module; they are loaded too.
 
     Args:
         model: AVClassifier; changed in place.
@@ -25,7 +29,7 @@ def load_initial_weights(model, weights, backbone):
     """
     for source in ["imagenet"] if weights == "imagenet" else weights.split(","):
         found = published(backbone) if source == "imagenet" else tensors_in(source)
-        parts = {name: part_of(found, f"{name}_net.") for name in model.modalities}
+        parts = {name: network_in(found, name) for name in model.modalities}
         if not any(parts.values()) and not any(name.partition(".")[0].endswith("_net") for name in found):
             network = {key: value for key, value in found.items() if not key.startswith(CLASSIFIER)}
             parts = dict.fromkeys(model.modalities, network)
@@ -33,13 +37,23 @@ def load_initial_weights(model, weights, backbone):
         if not loaded:
             raise InputError(f"--weights {source}: has no encoder that this model has; give another file")
         for name in loaded:
-            load_into(model.encoder(name), parts[name], source, backbone)
+            load_into(network_of(model, name), parts[name], source, backbone)
         print(f"--weights {source}: loaded into the {' and '.join(loaded)} encoder")
 
 
-def part_of(tensors, prefix):
-    """Return the tensors whose names start with `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def network_in(tensors, name):
+    """Return the tensors of a modality's network in a checkpoint, by torchvision's names; {} if it has none."""
+    start = re.compile(rf"({name}_net|fusion_module\.(joint\.)?streams\.{name})\.")  # streams are mmtm's
+    return {start.sub("", key, count=1): value for key, value in tensors.items() if start.match(key)}
+
+
+def network_of(model, name):
+    """Return the tensors of a modality's network in a model, by torchvision's names; they share its memory."""
+    tensors = model.encoder(name).state_dict()
+    for module in model.fusion_module.modules():
+        if isinstance(module, MMTMFusion_AUXI):
+            tensors |= module.streams[name].state_dict()
+    return tensors
 
 
 def published(backbone):
@@ -81,16 +95,19 @@ def tensors_in(path):
     return {name.removeprefix("module."): value for name, value in found.items()}
 
 
-def load_into(encoder, weights, source, backbone):
-    """Load weights into an encoder; sum a first layer of three colours for an encoder of one channel.
+def load_into(own, weights, source, backbone):
+    """Copy weights into a network's tensors; sum a first layer of three colours for a network of one channel.
 
     A spectrogram is an image without colours: for a grey image the summed layer answers as the whole layer does.
+
+    Args:
+        own: {name: tensor} of the network.
+        weights: {name: tensor} to copy.
 
     Raises:
         InputError: a tensor is missing, has another shape, or has no place; the message names it.
     """
-    own, weights = encoder.state_dict(), dict(weights)
-    first = next(iter(own))
+    weights, first = dict(weights), next(iter(own))
     if first in weights and weights[first].dim() == 4 and weights[first].shape[1] == 3 and own[first].shape[1] == 1:
         weights[first] = weights[first].sum(dim=1, keepdim=True)
     for name in [*own, *weights]:
@@ -99,4 +116,5 @@ def load_into(encoder, weights, source, backbone):
             raise InputError(
                 f"--weights {source}: does not fit --backbone {backbone}: {name} is {shapes[0]} there, {shapes[1]} here"
             )
-    encoder.load_state_dict(weights)
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])

@@ -1,6 +1,7 @@
 """What the tests share: the project's folder, a way to run its scripts, and a small corpus made by the demo."""
 
 import os
+import runpy
 import shlex
 import shutil
 import signal
@@ -13,6 +14,7 @@ import imageio_ffmpeg
 import librosa
 import numpy as np
 import pytest
+from filelock import FileLock
 from torch import nn
 
 from engine.settings import complete, training_parser
@@ -20,7 +22,6 @@ from methods import build_method
 from models.backbone import BACKBONES
 from tests import launcher
 from utils.errors import run
-from utils.files import release, take_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,10 +63,17 @@ def start_quietly(command):
 
 
 def run_here(script, *arguments):
-    """Run a script's main in this process, which spares the imports; a refusal raises SystemExit."""
+    """Run a script in this process, which spares the imports; an error of the input raises SystemExit.
+
+    Args:
+        script: a module with `main`, or the path of a script.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
-        run(script.main)
+        patch.setattr(sys, "argv", [str(getattr(script, "__name__", script)), *map(str, arguments)])
+        if isinstance(script, str):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        else:
+            run(script.main)
 
 
 def run_shell(script, *arguments, project=ROOT):
@@ -171,12 +179,11 @@ def once(tmp_path_factory):
     common = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
     def shared(name, make):
-        lock = take_lock(common / f"{name}.lock", wait=True)
-        if not (common / f"{name}.made").exists():
-            (common / name).mkdir()
-            make(common / name)
-            (common / f"{name}.made").touch()
-        release(lock)
+        with FileLock(common / f"{name}.lock"):
+            if not (common / f"{name}.made").exists():
+                (common / name).mkdir()
+                make(common / name)
+                (common / f"{name}.made").touch()
         return common / name
 
     return shared

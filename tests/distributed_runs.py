@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main_dgl
-from engine import evaluation, meter
+from engine import evaluation, meter, suppression
 from methods import features
 from models.backbone import BACKBONES, ResNet18
 from models.basic_model import AVClassifier
@@ -41,7 +41,9 @@ OTHERS = {  # by name, or by name and variant
     "relearn unimodal": ["--val_ratio", 0.3, "--relearn_every", 1, "--relearn_unimodal", 1, "--epochs", 3],
     "umt": [],  # and the teachers next to the corpus
     "dgl": ["--freeze", "visual"],
+    "joint suppression": ["--log_suppression"],
     "dgl zeros": ["--fusion_method", "gated", "--alone", "zeros"],
+    "dgl mmtm": ["--fusion_method", "mmtm"],
     "inforeg": ["--inforeg_k=-1e9", "--epochs", 3],
 }
 RUNS |= {name.replace(" ", "-"): ["--method", name.split()[0], *flags] for name, flags in OTHERS.items()}
@@ -71,10 +73,10 @@ def train_all(corpus, out):
         patch.setattr(main_dgl, "build", lambda *arguments: in_float64(*build(*arguments)))
         patch.setattr(AVClassifier, "train", lambda model, mode=True: train(model, False))
         patch.setattr(main_dgl, "refresh_batchnorm", lambda model, batches: None)
-        for module in (meter, evaluation, features):
+        for module in (meter, evaluation, suppression, features):
             patch.setattr(module, "to_device", small_batch)
         for name, flags in RUNS.items():
-            patch.setitem(BACKBONES, "resnet18", ResNet18 if name == "concat-dgl" else SmallEncoder)
+            patch.setitem(BACKBONES, "resnet18", ResNet18 if name in ("concat-dgl", "dgl-mmtm") else SmallEncoder)
             if name == "umt":
                 flags = [*flags, "--umt_audio", corpus / "audio.pth", "--umt_visual", corpus / "visual.pth"]
             flags = [*data_flags(corpus), *SMALL, "--num_workers", 0, *BATCHES, "--epochs", 1, *flags]

@@ -19,9 +19,7 @@ import sys
 from contextlib import suppress
 
 PACKAGES = "torch.utils.data torch.distributed torch.nn.parallel torchaudio.functional torchvision.models.resnet "
-PACKAGES += (
-    "torchvision.transforms.v2 librosa.core.audio librosa.util.utils soundfile soxr cv2 imageio_ffmpeg PIL.Image "
-)
+PACKAGES += "torchvision.transforms.v2 librosa.core.audio librosa.util.utils soundfile soxr cv2 av PIL.Image "
 PACKAGES += "pebble tqdm filelock scipy.signal scipy.stats sklearn.linear_model sklearn.metrics sklearn.pipeline "
 PACKAGES += "sklearn.cluster matplotlib.figure torch.utils.tensorboard torch.utils.tensorboard.summary"
 PYTHON = "DGL_TESTS_PYTHON"  # in a script's environment: the interpreter that it starts others with

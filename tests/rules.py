@@ -18,11 +18,11 @@ from tests.test_dgl_step import CLASSES, FORMULAS, linear
 NEEDS = {"gblend": ["--gblend_weights", "0.2,0.5,0.3"]}  # flags that a rule is not built without
 
 
-def small_model(fusion="concat", modality="full", seed=0, n_classes=CLASSES):
+def small_model(fusion="concat", modality="full", seed=0, n_classes=CLASSES, inputs=None):
     """An AVClassifier with small encoders, in float32."""
     with patch.dict(BACKBONES, resnet18=SmallEncoder):
         torch.manual_seed(seed)
-        return AVClassifier(n_classes, fusion, modality)
+        return AVClassifier(n_classes, fusion, modality, inputs=inputs)
 
 
 def rule(name, *flags, fusion="concat"):

@@ -134,6 +134,30 @@ def test_fewer_takes_to_train_on_of_every_speaker_and_digit(root, tmp_path):
     assert (tmp_path / "few" / "test.csv").read_bytes() == whole["test.csv"]
 
 
+def test_noise_of_a_known_ratio_that_falls_with_frequency(root, tmp_path, capsys):
+    """Recordings and their pairs stay; noise is drawn by the seed for each recording, and is the same again."""
+    run_here(make_pairs, "--root", root)
+    whole = tree(root)
+    for name in ("noise", "again"):
+        run_here(make_pairs, "--root", root, "--noise", 6, "--split_path", tmp_path / name)
+    assert tree(root) == whole and tree(tmp_path / "noise") == tree(tmp_path / "again")
+    power, noises = [], {}
+    for path in sorted((root / "recordings").iterdir()):
+        clean, rate = soundfile.read(path)
+        noisy, same_rate = soundfile.read(tmp_path / "noise" / "recordings" / path.name)
+        assert (rate, len(clean)) == (same_rate, len(noisy)) and np.abs(noisy).max() <= 1
+        scale = noisy @ clean / (clean @ clean)  # below 1 where the sum would have been clipped
+        noises[path.stem] = noise = noisy / scale - clean
+        assert 10 * np.log10((clean**2).mean() / (noise**2).mean()) == pytest.approx(6, abs=0.6)
+        power.append(np.abs(np.fft.rfft(noise[:3000])) ** 2)
+    low, high = np.mean(power, 0)[2:200].mean(), np.mean(power, 0)[750:1500].mean()
+    assert 8 < low / high < 40  # a mean of 1/f is 21 times that an octave or more above
+    assert not np.allclose(noises["0_theo_0"][:3000], noises["1_theo_0"][:3000], atol=0.05)
+    with pytest.raises(SystemExit) as end:
+        run_here(make_pairs, "--root", root, "--noise", 6)
+    assert end.value.code == 2 and "--split_path" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("seeds", [(0, 0), (1, 0)], ids=["first", "overwritten"])
 def test_interrupted_it_leaves_no_list_and_ends_the_same(root, monkeypatch, seeds):
     run_here(make_pairs, "--root", root)
@@ -241,7 +265,7 @@ def test_bad_raw_files_are_one_line_that_names_them(root, capsys, damage):
 
 def test_from_raw_files_to_a_validated_checkpoint(forking, root):
     run_here(make_pairs, "--root", root, "--split_path", root.parent)
-    args = settings("AVMNIST", root / "recordings", root, root.parent)
+    args = settings("AVMNIST", root, split_path=root.parent)
     dataset = build_dataset(args, "test")
     assert len(dataset) == 40 and dataset.classes == tuple("0123456789")
     window = np.hanning(257)[:-1]

@@ -19,7 +19,7 @@ def test_training_batches_are_of_equal_size(corpus, batch_size, sizes):
     loader = build_loader(settings(corpus, batch_size=batch_size), "train", torch.device("cpu"))
     epochs = []
     for epoch in range(3):
-        loader.set_epoch(epoch)
+        loader.dataset.epoch = epoch
         batches = list(loader)
         assert [len(label) for _, label in batches] == sizes and len(loader) == len(sizes)
         assert all(len(x) == len(label) for inputs, label in batches for x in inputs.values())
@@ -66,7 +66,7 @@ def test_batchnorm_is_refreshed_with_the_epochs_batches(corpus, small, tmp_path,
     train(corpus, tmp_path / "run", "--batch_size", batch_size)
     model, _ = load_model(str(tmp_path / "run" / "last.pth"), {})
     loader = build_loader(settings(corpus, image_size=32, batch_size=batch_size), "train", torch.device("cpu"))
-    loader.set_epoch(2)
+    loader.dataset.epoch = 2
     convolution, batchnorm, *_ = model.encoder("audio")
     with torch.no_grad():
         means = [convolution(to_device(batch, "cpu")[0]["audio"]).mean(dim=(0, 2, 3)) for batch in loader]

@@ -1,11 +1,10 @@
-"""The cache of decoded clips: the same tensors, changed clips anew, within its bound, gone without harm."""
+"""The cache of decoded clips: the same items, changed clips again, within its limit, without harm to any run."""
 
-import gc
-import json
 import os
 import shutil
-import signal
-import time
+import subprocess
+import sys
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -13,8 +12,9 @@ import torch
 
 from dataset import DATASETS, cache
 from dataset.loader import build_loader
-from tests.conftest import SMALL, data_flags, start_quietly
+from tests.conftest import ROOT
 from tests.test_reader import settings
+from utils.errors import warn_once
 
 CPU = torch.device("cpu")
 
@@ -26,15 +26,17 @@ def moved(corpus, tmp_path):
     return tmp_path / "moved"
 
 
-def tree(folder):
-    """{path: time of change} of the cached arrays."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".f32", ".u8")}
+def tree(root):
+    """Return {file in the cache: time of change}."""
+    return {path: path.stat().st_mtime_ns for path in (root / ".cache").glob("*")}
 
 
 def items(root, split="train", **changes):
+    """Return a dataset after `prepare`, and its items in epoch 3."""
+    warn_once.cache_clear()
     dataset = build_loader(settings(root, **changes), split, CPU).dataset
-    dataset.set_epoch(3)
-    return dataset, [dataset[i] for i in range(len(dataset))]
+    dataset.epoch = 3
+    return dataset, list(dataset)
 
 
 def assert_same(first, second):
@@ -42,137 +44,127 @@ def assert_same(first, second):
         assert all(torch.equal(a[name], b[name]) for name in ("audio", "visual")) and label == other
 
 
-def sound(item):
-    return item[0]["audio"]
+@pytest.fixture
+def decoded(monkeypatch):
+    """Return a list that gets the ids of the clips that are decoded to be cached, a list for each time."""
+    jobs_of, each_clip = [], cache.each_clip
+    monkeypatch.setattr(cache, "each_clip", lambda f, jobs, *rest: jobs_of.append([*jobs]) or each_clip(f, jobs, *rest))
+    return jobs_of
 
 
-@pytest.mark.parametrize("settings_of", ["CREMAD", "KineticSound"])  # the first 3 s, and 10 s to crop
+@pytest.mark.parametrize("repeat_to", [None, 10])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_cached_items_are_the_decoded_ones(corpus, moved, settings_of, split, monkeypatch):
-    entry = replace(DATASETS["CREMAD"], audio=DATASETS[settings_of].audio)
-    monkeypatch.setitem(DATASETS, "CREMAD", entry)
-    plain, decoded = items(moved, split, cache_gb=0)
-    assert not plain.stored and not tree(moved)
-    filled, cached = items(moved, split)
-    assert len(filled.stored) == len(filled) == len(tree(moved)) / 2
-    assert_same(decoded, cached)
-    again, _ = items(moved, split)
-    assert again.stored == filled.stored
+def test_cached_items_equal_decoded_ones(moved, split, repeat_to, monkeypatch):
+    monkeypatch.setattr(DATASETS["CREMAD"], "audio", replace(DATASETS["CREMAD"].audio, repeat_to=repeat_to))
+    plain, expected = items(moved, split, cache_gb=0)
+    assert not plain.cached and not tree(moved)
+    dataset, cached = items(moved, split)
+    assert dataset.cached.keys() == {clip.id for clip in plain.clips}
+    assert {str(path) for path in tree(moved)} == set(dataset.cached.values())  # and no temporary file
+    assert_same(expected, cached)
 
 
-def test_a_changed_clip_or_setting_is_made_anew(moved):
+def test_only_a_changed_clip_or_setting_gets_another_file(moved, decoded, monkeypatch):
     dataset, before = items(moved)
-    made = tree(moved)
-    items(moved)
-    assert tree(moved) == made
-    clip = dataset.clips[4]
-
-    other = dataset.clips[5]
-    shutil.copy(moved / "AudioWAV" / f"{other.id}.wav", clip.wav)
-    os.utime(clip.wav, ns=(1, 1))
+    files = tree(moved)
+    (moved.parent / "link").symlink_to(moved)
+    shutil.copy(dataset.clips[5].wav, dataset.clips[4].wav)
     _, after = items(moved)
-    changed = {path for path, time_ in tree(moved).items() if time_ != made[path]}
-    assert len(changed) == 2
-    assert torch.equal(sound(after[4]), sound(before[5])) and not torch.equal(sound(after[4]), sound(before[4]))
-    folders = {path.parent for path in tree(moved)}
-    items(moved, "test", image_size=48)
-    items(moved, "test", image_size=40)
-    assert len({path.parent for path in tree(moved)}) == len(folders) + 2
+    assert torch.equal(after[4][0]["audio"], before[5][0]["audio"])
+    assert decoded[1:] == [[dataset.clips[4].id]] and files.items() < tree(moved).items()
+    monkeypatch.chdir(moved.parent)
+    items(type(moved)("moved"), image_size=48)  # training crops from whole images
+    assert not decoded[2], "the same folder under a relative path"
+    for size in (48, 40):
+        items(moved, "test", image_size=size)
+    assert [len(jobs) for jobs in decoded[3:]] == [6, 6] and len(tree(moved)) == 18 + 1 + 6 + 6
 
 
-def test_the_bound_holds_and_what_does_not_fit_is_decoded(moved):
-    _, decoded = items(moved, cache_gb=0)
+def test_what_exceeds_the_limit_is_decoded_with_one_warning(moved, capsys):
+    _, expected = items(moved, cache_gb=0)
+    assert not capsys.readouterr().err, "this was asked for"
     whole, _ = items(moved)
-    sizes = [sum(stored.sizes()) for stored in whole.stored.values()]
+    limit = sum(sorted(os.path.getsize(path) for path in whole.cached.values())[-5:]) / cache.GB
     shutil.rmtree(moved / ".cache")
-    limit = sum(sizes[:5]) / 1e9
-    for _ in range(2):  # neither does it grow the next time
-        dataset, cached = items(moved, cache_gb=limit)
-        assert list(dataset.stored) == [clip.wav for clip in dataset.clips[:5]]
-        assert sum(path.stat().st_size for path in tree(moved)) <= limit * 1e9
-        assert_same(decoded, cached)
-    assert list(items(moved)[0].stored) == [clip.wav for clip in dataset.clips], "more room, more clips"
-    del dataset, whole
-    gc.collect()
-    items(moved, "test", cache_gb=limit)  # another setting: the older one makes room
-    assert sum(path.stat().st_size for path in tree(moved)) <= limit * 1e9
-    assert not items(moved, cache_gb=0)[0].stored and not tree(moved)
+    capsys.readouterr()
+    for workers in (1, 3):
+        dataset, cached = items(moved, cache_gb=limit, num_workers=workers)
+        assert 0 < len(dataset.cached) < 18 and sum(map(os.path.getsize, tree(moved))) <= limit * cache.GB
+        assert_same(expected, cached)
+        error = capsys.readouterr().err
+        assert error.count("warning: --cache_path") == 1 and "--cache_gb" in error
+    assert len(items(moved)[0].cached) == 18 and not capsys.readouterr().err, "more room, more clips"
 
 
-def test_what_the_run_reads_makes_no_room(moved):
-    """Training clips fill the cache: the test clips find no place in it, and take none."""
-    train, _ = items(moved)
-    made = tree(moved)
-    limit = sum(path.stat().st_size for path in made) / 1e9
-    test, _ = items(moved, "test", cache_gb=limit)
-    assert not test.stored and tree(moved) == made
-    del train
-    gc.collect()
-    (other := moved / ".cache" / "mine-too").mkdir()
-    (other / "text").write_text("not the cache's")
-    assert items(moved, "test", cache_gb=limit)[0].stored and not made.items() & tree(moved).items()
-    assert (other / "text").exists()
+Usage = namedtuple("Usage", "total used free")
 
 
-def test_what_was_not_finished_makes_room(moved):
-    """A run that was killed while it decoded leaves arrays that no index names."""
-    dataset, _ = items(moved)
-    made = tree(moved)
-    limit = sum(path.stat().st_size for path in made) / 1e9
-    for index in (moved / ".cache").glob("*/index.json"):
-        index.unlink()
-    del dataset
-    gc.collect()
-    assert items(moved, "test", cache_gb=limit)[0].stored and not made.items() & tree(moved).items()
+@pytest.mark.parametrize("problem", ["read-only", "no folder", "full disk", "no space left"])
+def test_a_cache_that_cannot_be_written_is_one_warning(moved, capsys, monkeypatch, problem):
+    _, expected = items(moved, cache_gb=0)
+    shutil.rmtree(moved / ".cache")
+    capsys.readouterr()
+    if problem == "read-only":  # root may write into a folder of any mode
+        monkeypatch.setattr("builtins.open", denying(moved / ".cache", PermissionError(13, "Permission denied")))
+    elif problem == "no space left":
+        monkeypatch.setattr("builtins.open", denying(moved / ".cache", OSError(28, "No space left on device")))
+    elif problem == "no folder":
+        (moved / ".cache").write_text("")
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100 * cache.GB, 96 * cache.GB, 4 * cache.GB))
+    dataset, found = items(moved)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: --cache_path {moved / '.cache'}: ") and not dataset.cached and not tree(moved)
+    assert_same(expected, found)
 
 
-def test_a_changed_clip_that_no_longer_fits_is_decoded(moved):
-    dataset, before = items(moved)
-    limit = sum(sum(stored.sizes()) for stored in dataset.stored.values()) / 1e9
-    first, second = dataset.clips[:2]
-    shutil.copy(second.wav, first.wav)
-    os.utime(first.wav, ns=(1, 1))
-    _, after = items(moved, cache_gb=limit)  # full: its place is still taken when it is looked for
-    assert torch.equal(sound(after[0]), sound(before[1]))
+def denying(folder, error):
+    """Return `open` that raises the error for files in a folder that are to be written."""
+
+    def denied(path, mode="r", *rest, **options):
+        if "w" in mode and str(path).startswith(str(folder)):
+            raise error
+        return open_(path, mode, *rest, **options)
+
+    open_ = open
+    return denied
 
 
-def test_a_cache_that_goes_while_it_is_used_does_no_harm(moved):
+@pytest.mark.parametrize("harm", ["truncated", "empty", "deleted", "text"])
+def test_a_file_that_is_lost_while_it_is_used_does_no_harm(moved, harm):
+    dataset, expected = items(moved)
+    if harm == "deleted":
+        shutil.rmtree(moved / ".cache")
+    for path in tree(moved):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes({"truncated": content[:-4], "empty": b"", "text": b"404 Not Found"}[harm])
+    assert_same(expected, dataset)
+    assert_same(expected, items(moved)[1])
+
+
+def test_a_clip_that_cannot_be_decoded_is_remembered_until_its_file_changes(moved, decoded):
+    dataset, expected = items(moved)
+    wav = moved / "AudioWAV" / f"{dataset.clips[7].id}.wav"
+    content = wav.read_bytes()
+    wav.write_text("404 Not Found")
+    for _ in range(2):
+        dataset, _ = items(moved)
+        assert list(dataset.damaged) == [wav.stem] and len(dataset) == 17
+    assert decoded[1:] == [[wav.stem], []]
+    (note,) = (moved / ".cache").glob("*.txt")
+    assert note.read_text() == dataset.damaged[wav.stem] == f"{wav}: not a readable audio file"
+    wav.write_bytes(content)
+    assert_same(expected, items(moved)[1])
+
+
+PREPARE = "import sys; from pathlib import Path; from tests.test_cache import items; items(Path(sys.argv[1]))"
+
+
+def test_two_processes_that_prepare_at_once_end_with_the_same_files(moved):
+    processes = [subprocess.Popen([sys.executable, "-c", PREPARE, moved], cwd=ROOT) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    files = tree(moved)
     dataset, cached = items(moved)
-    cache.mapped.cache_clear()
-    shutil.rmtree(moved / ".cache")
-    assert_same(cached, [dataset[i] for i in range(len(dataset))])
-
-
-def test_a_cut_array_is_made_anew(moved):
-    dataset, cached = items(moved)
-    path = next(iter(tree(moved)))
-    content = path.read_bytes()
-    path.unlink()  # what is mapped stays as it was
-    path.write_bytes(content[:-4])
-    again, after = items(moved)
-    assert len(again.stored) == len(dataset)
-    assert_same(cached, after)
-
-
-def test_a_cache_that_cannot_be_written_is_a_warning(moved, capsys):
-    _, decoded = items(moved, cache_gb=0)
-    shutil.rmtree(moved / ".cache")
-    (moved / ".cache").write_text("no folder")
-    dataset, read = items(moved)
-    assert not dataset.stored and "--cache_path" in capsys.readouterr().err
-    assert_same(decoded, read)
-
-
-def test_a_killed_run_leaves_nothing_half_written(moved, tmp_path):
-    command = ["main_dgl.py", "--train", *data_flags(moved), *SMALL, "--ckpt_path", tmp_path / "run"]
-    process = start_quietly(command)
-    while process.poll() is None and not tree(moved):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    whole, cached = items(moved)
-    assert len(whole.stored) == len(whole)
-    for path in (moved / ".cache").glob("*/index.json"):
-        json.loads(path.read_text())
-    shutil.rmtree(moved / ".cache")
-    assert_same(cached, items(moved)[1])
+    assert {str(path) for path in files} == set(dataset.cached.values()) and tree(moved) == files
+    assert_same(items(moved, cache_gb=0)[1], cached)

@@ -108,12 +108,12 @@ def test_plan_lists_the_runs_by_method_and_seed():
 def test_groups_of_methods_are_every_method_once():
     parts = [runner.GROUPS[name] for name in ("unimodal", "baselines", "ablations")]
     assert sorted(sum(parts, ["dgl"])) == sorted(METHODS) == sorted(runner.GROUPS["all"])
-    runs = runner.plan("out", ["all"], ["4"], [0])
-    assert len(runs) == len(METHODS)
+    runs = runner.plan("out", ["all"], ["4"], [0], ["--dataset", "MOSI"])
+    assert len(runs) == len(METHODS) == len(runner.plan("out", ["all"], ["4"], [0])) + 1, "CREMA-D has no text"
     order = list(runs)
     for name, planned in runs.items():
         assert all(order.index(other) < order.index(name) for other in planned.needs)
-    assert runs["umt-seed0"].needs == ["audio-seed0", "visual-seed0"]
+    assert runs["umt-seed0"].needs == ["audio-seed0", "visual-seed0", "text-seed0"]
 
 
 def test_flags_of_one_method_go_to_its_runs_alone(capsys):

@@ -4,15 +4,15 @@ from engine import settings
 from tests.conftest import ROOT
 from utils.config import as_markdown
 
-DATA = "dataset audio_path visual_path split_path fps num_frame image_size val_ratio cache_path cache_gb batch_size"
-DATA = {*DATA.split(), "num_workers"}
+DATA = "dataset root audio_path visual_path split_path fps num_frame image_size val_ratio cache_path cache_gb"
+DATA = {*DATA.split(), "batch_size", "num_workers", "test_share", "audio_seconds"}
 DEVICE = {"device", "gpu_ids"}
 METHOD = {"method", "modulation", "no_mgt", "no_ugt", "alpha", "ogm_alpha", "modulation_starts", "modulation_ends"}
 MODEL = {"fusion_method", "modality", "epochs", "optimizer", "learning_rate", "lr_decay_step", "lr_decay_ratio", "amp"}
 MODEL |= {"backbone", "weights", "freeze", "alone", "compile"}
 RUN = {"train", "max_skipped", "resume", "ckpt_path", "gradient_report", "random_seed", "deterministic"}
 RUN |= {"overwrite", "config"}
-BOARD = {"use_tensorboard", "tensorboard_path", "tensorboard_steps"}
+BOARD = {"use_tensorboard", "tensorboard_path", "tensorboard_steps", "log_suppression"}
 OF_METHODS = {
     "joint_uni": "weight",
     "ogm": "rule",
@@ -20,7 +20,7 @@ OF_METHODS = {
     "pmr": "alpha mu momentum entropy ends rule",
     "mmpareto": "gamma rescale",
     "relearn": "lambda every times unimodal",
-    "umt": "audio visual lambda",
+    "umt": "audio visual text lambda",
     "inforeg": "beta k unimodal",
     "gblend": "runs weights",
     "lfm": "weights match tau",

@@ -4,36 +4,28 @@ A clip is told by its class's grey value and by a tone of its own, 500 Hz, 1000 
 """
 
 import re
-from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from dataset import DATASETS, build_dataset, clips
+from dataset.audio_visual import AudioVisual
+from dataset.base import Clip
 from dataset.clips import ClipDataset
-from dataset.index import Clip, Index
 from models.weights import load_checkpoint
-from tests.conftest import run_script, run_shell, write_video
+from tests.conftest import run_script, run_shell, settings_of, write_video
 from utils.batches import IMAGENET_MEAN, IMAGENET_STD
 from utils.errors import InputError
 
 SMALL = ["--image_size", 32, "--batch_size", 4, "--num_workers", 1, "--epochs", 1]
 
 
-def settings(dataset, audio_path, visual_path, split_path=None, **changes):
-    paths = {"audio_path": audio_path, "visual_path": visual_path, "split_path": split_path}
-    paths = {name: path and str(path) for name, path in paths.items()}
-    values = {
-        "dataset": dataset,
-        **paths,
-        "fps": 1,
-        "num_frame": None,
-        "image_size": 32,
-        "random_seed": 0,
-        "val_ratio": None,
-    }
-    return Namespace(**values | changes)
+def settings(dataset, root, **changes):
+    """The settings of a run on a dataset in another folder."""
+    flags = [word for name, value in changes.items() for word in (f"--{name}", value)]
+    return settings_of("--dataset", dataset, "--root", root, "--image_size", 32, *flags)
 
 
 def write_clip(path, grey, number, seconds=3):
@@ -67,10 +59,8 @@ def check_items(dataset, expected, shape):
 
 def train_and_validate(forking, script, args, folder):
     """An epoch through the dataset's script; returns what it printed."""
-    paths = [("--audio_path", args.audio_path), ("--visual_path", args.visual_path)]
-    paths += [("--split_path", args.split_path)] if args.split_path else []
-    paths += [("--cache_path", folder / ".cache")]
-    flags = [word for pair in paths for word in pair]
+    flags = ["--root", args.root, "--cache_path", folder / ".cache"]
+    flags += ["--split_path", args.split_path] if args.split_path else []
     done = run_shell(script, *flags, *SMALL, "--ckpt_path", folder / "run", project=forking)
     saved = load_checkpoint(folder / "run" / "last.pth")
     assert saved["epoch"] == 0 and saved["settings"]["dataset"] == args.dataset
@@ -100,7 +90,7 @@ def test_kinetics_sounds(kinetics, forking, tmp_path):
     flags = ["--source", kinetics, "--root", tmp_path, "--workers", 2]
     assert "7 done, 0 already there, 1 failed" in run_script("data/KineticSound/mp4_to_wav.py", *flags).stdout
     assert "7 done, 0 already there, 1 failed" in run_script("data/KineticSound/video_preprocessing.py", *flags).stdout
-    args = settings("KineticSound", tmp_path / "audio", tmp_path / "visual")
+    args = settings("KineticSound", tmp_path)
     train, test = build_dataset(args, "train"), build_dataset(args, "test")
     expected = {
         "playing_guitar/a": ("playing_guitar", 1, 40),
@@ -128,7 +118,7 @@ def test_kinetics_400(kinetics, forking, tmp_path):
     flags = ["--source", kinetics, "--root", tmp_path, "--workers", 2]
     run_script("data/kinect400/mp4_to_wav.py", *flags)
     run_script("data/kinect400/video_preprocessing.py", *flags)
-    args = settings("kinect400", tmp_path / "audio", tmp_path / "visual")
+    args = settings("kinect400", tmp_path)
     expected = {
         "playing_guitar/h": ("playing_guitar", 7, 40),
         "tap_dancing/i": ("tap_dancing", 8, 100),
@@ -162,7 +152,7 @@ def test_vggsound(forking, tmp_path):
     assert (tmp_path / "audio" / "train-audios" / "train-set" / "-0abc_000030.wav").exists()
     frames = tmp_path / "video" / "test-set-img" / "Image-01-FPS" / "ggggg_000120.mp4"
     assert sorted(path.name for path in frames.iterdir()) == ["00000.jpg", "00010.jpg", "00020.jpg"]
-    args = settings("VGGSound", tmp_path / "audio", tmp_path / "video", tmp_path)
+    args = settings("VGGSound", tmp_path, split_path=tmp_path)
     for split in ("train", "test"):
         dataset = build_dataset(args, split)
         check_items(dataset, expected[split], (129, 626))
@@ -189,7 +179,7 @@ def test_ave(forking, tmp_path):
         done = run_script(f"data/AVE/{script}", "--root", tmp_path, "--workers", 2)
         assert "5 done, 0 already there, 0 failed, 1 missing" in done.stdout
     assert (tmp_path / "Image-01-FPS-SE" / "d" / "00020.jpg").exists()
-    args = settings("AVE", tmp_path / "Audios", tmp_path, tmp_path)
+    args = settings("AVE", tmp_path)
     for split in ("train", "test"):
         dataset = build_dataset(args, split)
         check_items(dataset, expected[split], (257, 259))
@@ -197,8 +187,65 @@ def test_ave(forking, tmp_path):
     train_and_validate(forking, "ave_dgl.sh", args, tmp_path)
 
 
-class OneClip(Index):
-    classes = ("one",)
+SPLITS = (("train", "a"), ("test", "b"))
+LISTS = {
+    "CREMAD": {"train.csv": "a,ANG\n", "test.csv": "b,SAD\n"},
+    "AVMNIST": {"train.csv": "a,0\n", "test.csv": "b,1\n"},
+    "VGGSound": {"vggsound.csv": "a,30,dog,train\nb,5,dog,test\n"},
+    "AVE": {"trainSet.txt": "Bell&a&good&0&1\n", "testSet.txt": "Bell&b&good&0&1\n", "valSet.txt": "Bell&c&good&0&1\n"},
+}
+TAP = "tap_dancing"
+KINETICS = [
+    ("train", "raw/train/tap dancing/a.mp4", f"audio/train/{TAP}/a", f"visual/train_img/Image-01-FPS/{TAP}/a"),
+    ("test", "raw/val/tap dancing/b.mkv", f"audio/test/{TAP}/b", f"visual/val_img/Image-01-FPS/{TAP}/b"),
+]
+VGG_IMAGES = "video/{0}-set-img/Image-01-FPS"
+LAYOUTS = {  # (split, raw video, wav file without its suffix, folder of frames), as the datasets' readmes have them
+    "CREMAD": [(split, f"VideoFlash/{x}.flv", f"AudioWAV/{x}", f"Image-01-FPS/{x}") for split, x in SPLITS],
+    "AVMNIST": [(split, None, f"recordings/{x}", f"Image-01-FPS/{x}") for split, x in SPLITS],
+    "VGGSound": [
+        ("train", "video/a_000030.mp4", "audio/train-audios/train-set/a_000030", f"{VGG_IMAGES}/a_000030.mp4"),
+        ("test", "video/b_000005.mp4", "audio/test-audios/test-set/b_000005", f"{VGG_IMAGES}/b_000005.mp4"),
+    ],
+    "AVE": [(split, f"AVE/{x}.mp4", f"Audios/{x}", f"Image-01-FPS-SE/{x}") for split, x in SPLITS],
+    "KineticSound": KINETICS,
+    "kinect400": KINETICS,
+    "Folder": [
+        (split, path, f".extracted/audio/{path}", f".extracted/Image-01-FPS/{path}")
+        for split, path in (("train", "train/a b/c.d.mov"), ("train", "train/e/c.mp4"), ("test", "test/e/é.mp4"))
+    ],
+}
+
+
+@pytest.mark.parametrize("name", [name for name, source in DATASETS.items() if issubclass(source, AudioVisual)])
+def test_what_is_extracted_lies_where_it_is_documented_and_read(tmp_path, name):
+    source, rows = DATASETS[name](), LAYOUTS[name]
+    paths = [tmp_path / raw for _, raw, _, _ in rows if raw]
+    wavs = {tmp_path / f"{wav}.wav": split for split, _, wav, _ in rows}
+    folders = [tmp_path / frames.format(split) for split, _, _, frames in rows]
+    for path in (*paths, *wavs, *(folder / "00000.jpg" for folder in folders)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for path, text in LISTS.get(name, {}).items():
+        (tmp_path / path).write_text(text)
+    lists = {"split_path": tmp_path} if name in LISTS else {}
+    args = settings(name, tmp_path, num_frame=1, **lists)
+    for split in ("train", "test"):
+        read = list(source.clips(args, split))
+        assert [Path(clip.wav) for clip in read] == [wav for wav, of in wavs.items() if of == split]
+        expected = [folder for folder, of in zip(folders, wavs.values(), strict=True) if of == split]
+        assert [(Path(clip.folder), clip.frames) for clip in read] == [(path, ("00000.jpg",)) for path in expected]
+    if paths:
+        args.source = tmp_path / "raw"
+        videos, _ = source.videos(args)
+        assert [path for *_, path in videos] == paths
+        for (_, split, clip_id, _), wav, folder in zip(videos, wavs, folders, strict=True):
+            assert Path(args.audio_path, source.wav(split, clip_id)) == wav
+            assert Path(args.visual_path, source.frames(split, clip_id, fps=1)) == folder
+
+
+class OneClip(AudioVisual):
+    classes, audio = ("one",), DATASETS["KineticSound"].audio
 
     def clips(self, args, split):
         yield Clip("one", "one.wav", "one", ("0.jpg",), 0)
@@ -206,14 +253,14 @@ class OneClip(Index):
 
 def test_sound_is_cropped_anywhere_in_training_and_in_the_middle_in_evaluation(tmp_path, monkeypatch):
     """Samples that are their own index: 12 s, cropped to 5 s; and 4 s, repeated to 10 s before."""
-    args = settings("KineticSound", tmp_path, tmp_path, tmp_path)
+    args = settings("KineticSound", tmp_path, num_frame=1)
     monkeypatch.setattr(clips, "log_spectrogram", lambda samples, audio: torch.as_tensor(samples))
-    monkeypatch.setattr(clips, "load_picture", lambda path: torch.zeros(40, 40, 3, dtype=torch.uint8))
+    monkeypatch.setattr(clips, "load_image", lambda path: torch.zeros(40, 40, 3, dtype=torch.uint8))
 
     def crop(samples, split, epoch=0):
         monkeypatch.setattr(clips, "load_waveform", lambda path, rate: samples)
-        dataset = ClipDataset(OneClip(), args, split, DATASETS["KineticSound"].audio, num_frame=1)
-        dataset.set_epoch(epoch)
+        dataset = ClipDataset(OneClip(), args, split)
+        dataset.epoch = epoch
         return dataset[0][0]["audio"][0].numpy()
 
     long, short = np.arange(12 * 16000), np.arange(4 * 16000)
@@ -257,6 +304,7 @@ def test_bad_lists_are_named_with_their_line(tmp_path, dataset, case):
     for frames in (tmp_path / "Image-01-FPS-SE" / "a", tmp_path / "train_img" / "Image-01-FPS" / "1" / "a"):
         frames.mkdir(parents=True)
         (frames / "00000.jpg").touch()
-    args = settings(dataset, tmp_path, tmp_path, tmp_path, num_frame=1)
+    paths = dict.fromkeys(("audio_path", "visual_path", "split_path"), tmp_path)
+    args = settings(dataset, tmp_path, num_frame=1, **paths)
     with pytest.raises(InputError, match=f"{re.escape(str(tmp_path))}.*{words}"):
         build_dataset(args, "train")

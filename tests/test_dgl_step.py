@@ -88,7 +88,12 @@ def assert_equal_gradients(parameters, expected):
         assert error < 1e-5, f"{name}: relative error {error:.2e}"
 
 
-@pytest.mark.parametrize("fusion_method", FUSION_MODULES)
+def test_every_fusion_is_checked():
+    elsewhere = {"mixer", "mmtm"}  # tests/test_mixer.py, tests/test_mmtm.py
+    assert FORMULAS.keys() | elsewhere == FUSION_MODULES.keys()
+
+
+@pytest.mark.parametrize("fusion_method", FORMULAS)
 def test_gradients_are_those_of_the_formulas(fusion_method, monkeypatch):
     if fusion_method == "bilinear":
         monkeypatch.setitem(BACKBONES, "resnet18", NarrowEncoder)

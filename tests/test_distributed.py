@@ -37,7 +37,7 @@ def runs(corpus, tmp_path_factory):
     shutil.copytree(corpus, folder / "corpus", ignore=shutil.ignore_patterns(".cache"))
     listed = (corpus / "test.csv").read_text().splitlines()
     (folder / "corpus" / "test.csv").write_text("\n".join(listed[:5]) + "\n")
-    write_teachers(folder / "corpus", classes=DATASETS["CREMAD"].index.classes, n_classes=6)
+    write_teachers(folder / "corpus", classes=DATASETS["CREMAD"].classes, n_classes=6)
     done = torchrun("tests/distributed_runs.py", folder / "corpus", folder / "two")
     assert done.returncode == 0, done.stderr
     assert len([line for line in done.stdout.splitlines() if line.startswith("training on ")]) == len(RUNS), done.stdout
@@ -65,7 +65,9 @@ def test_two_processes_reach_the_parameters_of_one(runs, name):
             assert shared[key] == pytest.approx(alone[key], abs=1e-6), key
         right = {"test": 5, "val": 6}[shared["split"]] * shared["fused"]
         assert right == pytest.approx(round(right), abs=1e-6)  # of five clips, or six held out, none twice
-        for key in {"val_loss", "relearn_audio", "relearn_visual"} & alone.keys():
+        suppression = {key for key in alone if key.startswith("suppression_")}
+        assert len(suppression) == 6 * (name == "joint-suppression")
+        for key in {"val_loss", "relearn_audio", "relearn_visual", *suppression} & alone.keys():
             assert shared[key] == pytest.approx(alone[key], rel=1e-6), key
 
 

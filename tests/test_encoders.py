@@ -41,7 +41,7 @@ def features(network, images):
     return torch.nn.Sequential(*[*network.children()][:-1])(images).flatten(1)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "mlp"])
 def test_weights_of_torchvision_give_its_features(name, tmp_path, capsys):
     """Check the features of images, and by the summed stem those of grey images with one channel."""
     network = published(name)

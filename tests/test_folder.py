@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import main_dgl
-from dataset import cache
+from dataset import DATASETS
 from engine.folder import dataset_name, folder_of
 from tests.conftest import ROOT, SMALL, data_flags, run_here, settings_of
 from tests.torture import assert_same_run
-from utils.config import TRAINING
+from utils.config import PATHS, TRAINING
 
 FLAGS = [*SMALL, "--batch_size", 6, "--num_workers", 0, "--epochs", 1]
 
@@ -88,6 +88,7 @@ def test_the_name_does_not_depend_on_what_is_on_the_disk(tmp_path, monkeypatch):
         ("ave_dgl.sh", "ave/dgl-alpha4-seed0"),
         ("kinect400_dgl.sh", "kinect400/dgl-alpha3-seed0"),
         ("avmnist_dgl.sh", "avmnist/dgl-alpha4-seed0"),
+        ("folder_dgl.sh", "folder/dgl-alpha4-seed0"),
     ],
 )
 def test_a_datasets_script_has_the_shortest_name(script, name):
@@ -100,7 +101,18 @@ def test_a_datasets_script_has_the_shortest_name(script, name):
         for word in (f"--{flag}", values[flag])
     ]
     flags += re.search(r"^train_and_validate (.*) \"\$@\"$", text, re.MULTILINE)[1].split()
+    flags = [values["root"] if word == '"$root"' else word for word in flags]
     assert folder_of(settings_of(*flags, "--modality", "full", "--modulation", "Normal")) == f"ckpt/{name}"
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_root_moves_the_folders_of_a_dataset(name):
+    usual, moved = settings_of("--dataset", name), settings_of("--dataset", name, "--root", "/mine")
+    for flag in PATHS if name != "MOSI" else ():
+        assert getattr(moved, flag) == getattr(usual, flag).replace(usual.root, "/mine")
+    assert moved.root == "/mine"
+    again = settings_of("--dataset", name, "--root", f"./{usual.root}")
+    assert folder_of(moved) != folder_of(usual) == folder_of(again)
 
 
 def test_the_same_again_is_left_alone_or_resumed(train, base, tmp_path):
@@ -153,8 +165,7 @@ def test_without_train_it_validates_the_run_of_its_settings(train, base, few, tm
 
 def test_a_typed_folder_with_another_run_is_rejected_before_decoding(train, tmp_path, capsys, monkeypatch):
     train("--ckpt_path", "mine")
-    monkeypatch.setattr(cache, "prepare", None)  # calling it would raise
-    monkeypatch.setattr("dataset.loader.prepare", None)
+    monkeypatch.setattr("dataset.clips.prepare", None)  # calling it would raise
     with pytest.raises(SystemExit) as end:
         train("--ckpt_path", "mine", "--alpha", 5)
     error = capsys.readouterr().err
@@ -205,7 +216,7 @@ def test_other_lists_are_refused_before_decoding(train, few, tmp_path, capsys, m
     train(*flags)
     rows = (tmp_path / "mine" / "train.csv").read_text().splitlines(keepends=True)
     (tmp_path / "mine" / "train.csv").write_text("".join(rows[1:]))
-    monkeypatch.setattr("dataset.loader.prepare", None)
+    monkeypatch.setattr("dataset.clips.prepare", None)
     with pytest.raises(SystemExit) as end:
         train(*flags, "--epochs", 2)
     assert end.value.code == 2 and "trained on other clips" in capsys.readouterr().err

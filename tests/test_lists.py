@@ -7,9 +7,9 @@ import pytest
 import soundfile
 
 import main_dgl
-from data.lists import read_classes
 from dataset import build_dataset
 from dataset.leaks import warn_of_leaks
+from dataset.lists import read_classes
 from tests.conftest import SMALL, data_flags, run_here
 from tests.test_datasets import settings as settings_of
 from tests.test_reader import settings
@@ -47,7 +47,7 @@ def test_evaluation_takes_frames_within_a_much_shorter_sound(moved):
     seconds = soundfile.info(test[0].wav).duration
     dataset = build_dataset(settings(moved), "test")
     assert len(dataset.clips[0].frames) <= seconds + 1 and dataset.cut == [test[0].id]
-    assert f"1 with frames taken within a much shorter sound, {test[0].id} first" in str(dataset)
+    assert f"1 with frames taken within a much shorter audio, {test[0].id} first" in str(dataset)
     assert not build_dataset(settings(moved), "train").cut and dataset.clips[1:] == test[1:]
 
 
@@ -61,7 +61,7 @@ def test_a_class_without_a_usable_training_clip_is_left_out(tmp_path, capsys):
                 (tmp_path / split / name).mkdir(parents=True)
                 soundfile.write(tmp_path / split / name / "x.wav", [0.0] * 16000, 16000)
     shutil.rmtree(tmp_path / "train_img" / "Image-01-FPS" / "c")
-    args = settings_of("kinect400", tmp_path, tmp_path, num_frame=1)
+    args = settings_of("kinect400", tmp_path, num_frame=1, audio_path=tmp_path, visual_path=tmp_path)
     for split in ("train", "test"):
         dataset = build_dataset(args, split)
         assert dataset.classes == ("a",) and [clip.id for clip in dataset.clips] == ["a/x"]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from engine.settings import complete
 from main_dgl import DGL
-from methods import build_method, resolve
+from methods import build_method
 from methods.ablations import Ablation
 from tests.conftest import method_of, settings_of
 from tests.rules import small_model, whole_step
@@ -168,7 +168,7 @@ def test_flags_choose_the_method(flags, name):
         "unimodal",
         name,
     )
-    assert resolve(vars(settings)) == vars(settings)  # as a checkpoint records them
+    assert complete(vars(settings)) == settings  # as a checkpoint records them
 
 
 def test_a_method_has_its_own_flags_alone():

@@ -54,6 +54,6 @@ def test_the_scripts_look_for_all_that_is_not_brought_by_another():
     assert named == imported() - {"torch", "numpy", "PIL", "scipy"}  # torchvision and librosa bring these
 
 
-@pytest.mark.parametrize("name", ["pytest", "ruff", "import-linter"])
+@pytest.mark.parametrize("name", ["pytest", "ruff", "import-linter", "imageio-ffmpeg"])
 def test_what_only_tests_need_stands_apart(name):
     assert name not in PINS and name in packages((ROOT / "requirements-dev.txt").read_text(), "==")

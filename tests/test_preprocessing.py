@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data.extraction import extract_frames
-from data.flv import shorten_flv
+from data.media import extract_frames
 from tests.conftest import ROOT, ffmpeg, run_script, write_video
 from utils.pool import process_clips
 
@@ -88,7 +87,7 @@ def test_it_continues_where_it_stopped(root):
     first = root / "Image-01-FPS" / "1001_DFA_ANG_XX" / "00000.jpg"
     written = first.stat().st_mtime_ns
     write_flv(root / "VideoFlash" / "1002_DFA_ANG_XX.flv", 35)
-    half_written = root / "Image-01-FPS" / ".partial" / "1002"
+    half_written = root / ".partial" / "1002"
     half_written.mkdir(parents=True)
     (half_written / "00000.jpg").write_bytes(b"half")
     assert "1 done, 1 already there, 0 failed" in extract(root).stdout
@@ -112,8 +111,8 @@ def read_failures(path):
 
 
 @pytest.mark.parametrize("keys", [1, 7, 250], ids=lambda keys: f"key every {keys}")
-def test_a_shortened_flv_gives_the_same_pictures(tmp_path, keys):
-    """Moving pictures, so that each one depends on the one before; damaged files too."""
+def test_an_flv_of_which_few_packets_are_decoded_gives_the_same_frames(tmp_path, keys):
+    """Moving images, so that each frame depends on the frame before; damaged files are rejected."""
     path = tmp_path / "clip.flv"
     ffmpeg("-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25", "-f", "lavfi", "-i", "sine", "-t", 4, "-g", keys, path)
     whole, cut = path.read_bytes(), tmp_path / "cut.flv"
@@ -127,14 +126,45 @@ def test_a_shortened_flv_gives_the_same_pictures(tmp_path, keys):
         "damaged.flv": "damaged",
     }
     process_clips(partial(extract_frames, keep_damaged=True), jobs, 2)
-    for clip in (path, cut, damaged):
-        capture, number, expected = cv2.VideoCapture(str(clip)), 0, {}
-        while capture.grab():
-            if number % 25 == 0:
-                expected[f"{number:05d}.jpg"] = cv2.imencode(".jpg", capture.retrieve()[1])[1].tobytes()
-            number += 1
-        assert {picture.name: picture.read_bytes() for picture in (tmp_path / clip.stem).iterdir()} == expected
-    assert len(shorten_flv(whole, 25)[1]) == {1: 4, 7: 1 + 5 + 2 + 6, 250: 76}[keys]
+    expected = {f"{k:05d}.jpg": cv2.imencode(".jpg", image)[1].tobytes() for k, image in enumerate(decode_all(path))}
+    for clip, names in ((path, {f"{k:05d}.jpg" for k in range(0, 100, 25)}), (cut, None), (damaged, None)):
+        found = {image.name: image.read_bytes() for image in (tmp_path / clip.stem).iterdir()}
+        assert found.keys() == names or names is None and len(found) >= 2
+        if clip != damaged:
+            assert found == {name: expected[name] for name in found}
+
+
+def decode_all(path):
+    """Yield all frames of a video, decoded one after the other by OpenCV."""
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    while capture.grab():
+        yield capture.retrieve()[1]
+
+
+KINDS = {
+    "b-frames.mp4": ["-c:v", "libx264", "-pix_fmt", "yuv420p"],
+    "b-frames.avi": ["-c:v", "mpeg4", "-bf", 2],
+    "h264.avi": ["-c:v", "libx264", "-pix_fmt", "yuv420p"],  # the times of its packets are those of decoding
+    "open-gop.mkv": ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-x264-params", "open-gop=1:keyint=12"],
+    "hidden.webm": ["-c:v", "libvpx", "-auto-alt-ref", 1, "-lag-in-frames", 16, "-b:v", "200k"],  # frames not shown
+    "vp9.webm": ["-c:v", "libvpx-vp9", "-b:v", "200k", "-deadline", "realtime", "-cpu-used", 8],
+    "mpeg2.mpg": ["-c:v", "mpeg2video", "-bf", 2],
+    "flv1.flv": ["-c:v", "flv1", "-g", 12],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("per_second", [1, 3, 1000])
+def test_skipping_frames_that_nobody_needs_changes_no_frame(tmp_path, kind, per_second):
+    path, step = tmp_path / kind, max(1, 25 // per_second)
+    for number in (1, 2) if kind == "hidden.webm" else (1,):  # libvpx hides frames in a second pass only
+        passes = ["-pass", number, "-passlogfile", tmp_path / "log"] if kind == "hidden.webm" else []
+        ffmpeg("-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25", "-t", 3, *KINDS[kind], *passes, path)
+    extract_frames(path, tmp_path / "frames", tmp_path, per_second)
+    expected = {f"{k:05d}.jpg": image for k, image in enumerate(decode_all(path)) if k % step == 0}
+    assert sorted(image.name for image in (tmp_path / "frames").iterdir()) == sorted(expected)
+    for name, image in expected.items():
+        assert (tmp_path / "frames" / name).read_bytes() == cv2.imencode(".jpg", image)[1].tobytes()
 
 
 ODD_NAMES = [
@@ -167,8 +197,8 @@ def test_frames_and_sound_of_clips_with_any_name(tmp_path):
     frames = run_script("data/KineticSound/video_preprocessing.py", *flags).stdout
     assert "11 done, 0 already there, 2 failed" in sound and "11 done, 0 already there, 2 failed" in frames
 
-    failures = read_failures(tmp_path / "failed_sound.csv")
-    assert failures.pop("train/playing_guitar/silent.mp4") == "no sound track"
+    failures = read_failures(tmp_path / "failed_audio.csv")
+    assert failures.pop("train/playing_guitar/silent.mp4") == "no audio track"
     assert failures.popitem()[1].startswith("not decodable: ") and not failures
     failures = read_failures(tmp_path / "failed_frames.csv")
     assert failures["train/playing_guitar/short.mkv"] == "too short: 2 frame(s) at 1 a second, 3 are needed"
@@ -184,7 +214,8 @@ def test_frames_and_sound_of_clips_with_any_name(tmp_path):
         assert soundfile.info(wav).samplerate == 16000 and soundfile.info(wav).subtype == "PCM_16"
         ffmpeg("-i", f"file:{folder / name}.mp4", "-ac", 1, "-ar", 16000, tmp_path / "expected.wav")
         ours, theirs = (soundfile.read(path, dtype="int16")[0] for path in (wav, tmp_path / "expected.wav"))
-        assert ours.shape == theirs.shape and (ours == theirs).all() and len(ours) > 3 * 16000
+        assert len(ours) > 3 * 16000 and abs(len(ours) - len(theirs)) <= 1
+        assert (ours[:-160] == theirs[: len(ours) - 160]).all()  # versions of FFmpeg differ in the last samples
     assert not list(tmp_path.rglob(".partial")) and not (ROOT / "hacked").exists()
 
 

@@ -14,31 +14,18 @@ from torchvision.transforms import v2
 
 from data.demo.make_clips import make_voice
 from dataset import build_dataset
-from dataset.clips import load_waveform, log_spectrogram
-from dataset.index import AudioSettings, Clip
+from dataset.base import AudioSettings, Clip
+from dataset.clips import Decoder, load_waveform, log_spectrogram
 from dataset.loader import build_loader
+from tests.conftest import data_flags, settings_of
 from utils.errors import InputError
 
 CREMAD_AUDIO = AudioSettings(rate=22050, seconds=3, n_fft=512, hop=353)
 
 
 def settings(root, **changes):
-    values = {
-        "dataset": "CREMAD",
-        "audio_path": str(root / "AudioWAV"),
-        "visual_path": str(root),
-        "split_path": str(root),
-        "fps": 1,
-        "num_frame": None,
-        "image_size": 64,
-        "random_seed": 0,
-        "val_ratio": None,
-        "cache_path": str(root / ".cache"),
-        "cache_gb": 1,
-        "batch_size": 4,
-        "num_workers": 0,
-    }
-    return Namespace(**values | changes)
+    flags = ["--image_size", 64, "--cache_gb", 1, "--batch_size", 4, "--num_workers", 0]
+    return Namespace(**vars(settings_of(*data_flags(root), *flags)) | changes)
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (8000, 1), (22050, 1), (44100, 2)])
@@ -106,14 +93,15 @@ def test_evaluation_is_deterministic_and_evenly_spaced(corpus):
     assert [chosen(1, available) for available in (1, 2, 3, 10)] == [[0], [1], [1], [5]]
 
 
-def test_training_frames_are_drawn_in_order_of_time(corpus):
+def test_training_frames_are_drawn_in_order_of_time(corpus, monkeypatch):
     dataset = build_dataset(settings(corpus), "train")
     dataset.clips = [dataset.clips[0]._replace(frames=tuple(range(10)))]
     dataset.decoder = replace(dataset.decoder, num_frame=3)
-    drawn, arrays = [], {"sound": torch.zeros(66150), "picture": torch.zeros(40, 40, 3, dtype=torch.uint8)}
-    dataset.fixed = lambda kind, clip, *k: drawn.extend(k) or arrays[kind]
+    drawn, image = [], torch.zeros(40, 40, 3, dtype=torch.uint8)
+    monkeypatch.setattr(Decoder, "waveform", lambda *_: np.zeros(66150, np.float32))
+    monkeypatch.setattr(Decoder, "frame", lambda _, clip, k: drawn.append(k) or image)
     for epoch in range(50):
-        dataset.set_epoch(epoch)
+        dataset.epoch = epoch
         dataset[[0]]
     drawn = [tuple(drawn[i : i + 3]) for i in range(0, 150, 3)]
     assert all(a < b < c for a, b, c in drawn) and len(set(drawn)) > 20
@@ -124,7 +112,7 @@ def read_epochs(root, **changes):
     loader = build_loader(settings(root, batch_size=6, **changes), "train", torch.device("cpu"))
     batches = []
     for epoch in range(2):
-        loader.dataset.set_epoch(epoch)
+        loader.dataset.epoch = epoch
         torch.rand(7)
         for inputs, label in loader:
             batches.append(torch.cat([*(x.flatten(1) for x in inputs.values()), label[:, None]], dim=1))

@@ -1,27 +1,23 @@
-"""Runs as a cluster sees them: signals to scripts, little shared memory, readers that are killed, caches in common."""
+"""Runs as a cluster sees them: signals to scripts, little shared memory, workers that end with their run."""
 
-import gc
-import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
-import torch
+from filelock import FileLock
 
-import main_dgl
 from data.CREMAD import make_split
-from dataset import cache, loader
-from engine import checkpoint
-from models.weights import load_checkpoint
-from tests import launcher
+from dataset.loader import usable_workers
 from tests.conftest import ROOT, SMALL, data_flags, run_here
-from tests.test_cache import items, tree
 from utils import pool, progress
-from utils.files import release, take_lock
+from utils.errors import warn_once
 
 
 def environment(**changes):
@@ -54,7 +50,7 @@ def test_a_signal_to_a_script_ends_the_run(few, forking, tmp_path, number, statu
     output, error = process.communicate(timeout=120)
     assert process.returncode == status, error
     assert "interrupted by" in error and "accuracy on" not in output  # it does not go on to validate
-    release(take_lock(tmp_path / ".lock"))  # nobody is left who holds it
+    FileLock(tmp_path / ".lock").acquire(timeout=0)  # no process is left that holds it
     assert not processes_of(tmp_path)
 
 
@@ -73,87 +69,88 @@ def can_mount():
     return shutil.which("unshare") and not subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode
 
 
-@pytest.mark.skipif(not can_mount(), reason="a file system may not be mounted here")
-def test_a_small_dev_shm_is_no_end(corpus, tmp_path):
-    """As in a container: a megabyte of shared memory, and batches that are larger."""
-    flags = [*data_flags(corpus), "--image_size", 224, "--batch_size", 8, "--num_workers", 2, "--epochs", 1]
-    command = ["mount -t tmpfs -o size=1m tmpfs /dev/shm && exec", sys.executable, "main_dgl.py --train", *flags]
-    command = " ".join(map(str, [*command, "--modality", "audio", "--ckpt_path", tmp_path]))
-    done = subprocess.run(["unshare", "-m", "sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "warning: /dev/shm" in done.stderr, done.stderr
-    assert done.stderr.count("warning") <= 2 and (tmp_path / "result.json").exists()
+def run_for_real(root, folder, *flags, before="exec", **changes):
+    """Start training with workers in an interpreter of its own, which a shell runs after the words `before`."""
+    command = [sys.executable, "main_dgl.py", "--train", *data_flags(root), *SMALL, "--batch_size", 2]
+    command += ["--num_workers", 2, "--epochs", 1000, "--ckpt_path", folder, *flags]
+    files = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    shell = ["sh", "-c", f'{before} "$@"', "sh", *map(str, command)]
+    return subprocess.Popen(shell, cwd=ROOT, env=environment(**changes), start_new_session=True, **files)
 
 
-def test_batches_come_through_pipes_where_shared_memory_ends(corpus, monkeypatch):
-    """The same batches, with memory that raises as a full one does."""
-    args = [corpus, "train"]
-    dataset, _ = items(*args)
-    expected, _ = dataset[[0, 1, 2]]
-    monkeypatch.setattr(loader, "get_worker_info", lambda: type("Worker", (), {"id": 1}))
-
-    def full(_):
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
-
-    shared, _ = loader.handed_over(dataset[[0, 1, 2]])
-    assert all(isinstance(part, torch.Tensor) and part.is_shared() for part in shared.values())
-    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    handed, _ = loader.handed_over(dataset[[0, 1, 2]])
-    assert all((part == expected[name].numpy()).all() for name, part in handed.items())
-
-
-def test_a_reader_that_is_killed_ends_the_run_in_a_line(few, tmp_path):
-    flags = [*data_flags(few), *SMALL, "--batch_size", 6, "--num_workers", 1, "--epochs", 1000, "--ckpt_path", tmp_path]
-    with open(tmp_path / "error", "w+") as file, open(os.devnull, "w") as nowhere:
-        process = launcher.start(["main_dgl.py", "--train", *map(str, flags)], ROOT, os.environ, nowhere, file)
-        wait_for((tmp_path / "last.pth").exists, process)
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        for child in children:
-            os.kill(int(child), signal.SIGKILL)
-        status = process.wait()
-        file.seek(0)
-        error = file.read()
-    assert status == 2 and len(error.splitlines()) == 1 and "--num_workers" in error, error
-
-
-@pytest.mark.parametrize("how", ["finished", "error"])
-def test_a_run_with_workers_ends(few, tmp_path, how):
-    """A real interpreter, since a fork of the tests' server leaves out what is registered for the exit."""
-    root = shutil.copytree(few, tmp_path / "corpus", ignore=shutil.ignore_patterns(".cache"))
-    flags = ["--num_workers", 2, "--cache_gb", 0, "--epochs", 2 if how == "finished" else 1000]
-    command = ["main_dgl.py", "--train", *data_flags(root), *SMALL, "--batch_size", 2, *flags]
-    command += ["--ckpt_path", tmp_path / "run"]
-    files = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, start_new_session=True, **files)
+def ended(process, seconds=120):
+    """Wait for a process -> its status, and what it wrote to stderr, line by line."""
     try:
-        wait_for((tmp_path / "run" / "last.pth").exists, process)
-        for wav in (root / "AudioWAV").iterdir() if how == "error" else ():
-            wav.write_text("404 Not Found")
-        error = process.communicate(timeout=120)[1]
+        error = process.communicate(timeout=seconds)[1]
     finally:
-        if process.poll() is None:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == (2 if how == "error" else 0), error
-    assert how == "finished" or "not a readable sound file" in error
+    return process.returncode, error.splitlines()
+
+
+@pytest.mark.skipif(not can_mount(), reason="a file system may not be mounted here")
+@pytest.mark.parametrize(("size", "filled"), [("1m", False), ("40m", True)], ids=["small", "filled"])
+def test_little_shared_memory(corpus, tmp_path, size, filled):
+    """As in a container: a small one is found before training, one that others fill during it ends the run."""
+    fill = f"until [ -e {tmp_path}/last.pth ]; do sleep 0.1; done; "
+    fill += "while sleep 0.01; do cat /dev/zero >>/dev/shm/full; done"
+    steps = f"mount -t tmpfs -o size={size} tmpfs /dev/shm; {f'({fill}) >/dev/null 2>&1 &' if filled else ''} exec"
+    flags = ["--image_size", 224, "--batch_size", 8, "--modality", "audio", "--epochs", 1000 if filled else 1]
+    status, lines = ended(run_for_real(corpus, tmp_path, *flags, before=f"exec unshare -m sh -c '{steps} \"$@\"' sh"))
+    if filled:
+        assert status == 2 and len(lines) == 1, "\n".join(lines)
+        assert re.match("error: /dev/shm: (no room for a batch|No space left on device); ", lines[0])
+    else:
+        assert status == 0 and [line.startswith("warning: /dev/shm: too small") for line in lines] == [True], lines
+
+
+@pytest.mark.parametrize("how", ["finished", "error", "SIGTERM", "killed worker"])
+def test_a_run_with_workers_ends_with_all_of_them(corpus, tmp_path, how):
+    shutil.copytree(corpus, tmp_path / "corpus", ignore=shutil.ignore_patterns(".cache"))
+    flags = {"finished": ["--epochs", 2], "error": ["--cache_gb", 0]}.get(how, [])
+    process = run_for_real(tmp_path / "corpus", tmp_path / "run", *flags)
+    wait_for((tmp_path / "run" / "last.pth").exists, process)
+    if how == "error":
+        for wav in (tmp_path / "corpus" / "AudioWAV").iterdir():
+            wav.write_text("404 Not Found")
+    elif how == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
+    while how == "killed worker" and process.poll() is None:  # workers are started for each epoch
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        for child in children[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+        time.sleep(0.1)
+    status, lines = ended(process, 60)
+    expected = {
+        "finished": (0, None),
+        "error": (2, f"error: {tmp_path}.*: not a readable audio file"),
+        "SIGTERM": (143, "interrupted by SIGTERM"),
+        "killed worker": (2, "error: a data-loading worker was killed.*--num_workers"),
+    }[how]
+    assert status == expected[0] and len(lines) == (how != "finished"), lines
+    assert how == "finished" or re.match(expected[1], lines[0])
     assert not processes_of(tmp_path)
 
 
-def test_a_worker_that_dies_while_a_checkpoint_is_written_does_not_spoil_it(few, tmp_path, small, capsys, monkeypatch):
-    save, written = checkpoint.save, []
+def test_a_temporary_folder_of_too_long_a_name_costs_the_workers(few, tmp_path):
+    """PyTorch would wait forever for the batches that its workers cannot hand over."""
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    status, lines = ended(run_for_real(few, tmp_path / "run", "--epochs", 1, TMPDIR=str(long)))
+    assert status == 0 and [line.startswith("warning: TMPDIR: ") for line in lines] == [True], lines
 
-    def meanwhile(*arguments, **state):
-        for child in multiprocessing.active_children():
-            child.kill()
-            time.sleep(0.5)  # its signal comes
-        save(*arguments, **state)
-        written.append(arguments[0])
 
-    monkeypatch.setattr(checkpoint, "save", meanwhile)
-    flags = [*data_flags(few), *SMALL, "--batch_size", 6, "--num_workers", 1, "--epochs", 3]
-    with pytest.raises(SystemExit) as end:
-        run_here(main_dgl, "--train", *flags, "--ckpt_path", tmp_path)
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and len(error.splitlines()) == 1 and "--num_workers" in error
-    assert len(written) >= 2 and len(load_checkpoint(tmp_path / "last.pth")["log"]) == 1
+@pytest.mark.parametrize(("batches", "processes", "usable"), [(9, 1, 4), (8, 1, 3), (4, 1, 1), (2, 1, 0), (9, 2, 1)])
+def test_workers_are_as_many_as_shared_memory_has_room_for(monkeypatch, capsys, batches, processes, usable):
+    state = SimpleNamespace(f_bavail=batches * 10, f_frsize=100)
+    monkeypatch.setattr(os, "statvfs", lambda path: state)
+    monkeypatch.setattr(os.path, "isdir", lambda path: True)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    warn_once.cache_clear()
+    assert usable_workers(4, batch_bytes=1000) == usable
+    warnings = [f"using {usable}; make it larger" in line for line in capsys.readouterr().err.splitlines()]
+    assert warnings == [True] * (usable < 4)
 
 
 def test_a_log_gets_lines_now_and_then(monkeypatch, capsys):
@@ -171,75 +168,6 @@ def test_a_log_gets_lines_now_and_then(monkeypatch, capsys):
 def test_the_cores_that_are_allowed_are_taken(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
     assert pool.cores() == 1
-
-
-READER = """
-import sys, time
-import torch
-from pathlib import Path
-from tests.test_cache import items
-dataset, _ = items(Path(sys.argv[1]), "train")
-print("reads", flush=True)
-time.sleep(600)
-"""
-
-
-def test_another_process_keeps_what_it_reads(corpus, tmp_path):
-    """A run of other settings finds no room while it reads, and all of it when it has ended."""
-    shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
-    root = tmp_path / "moved"
-    command = [sys.executable, "-c", READER, str(root)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline() == "reads\n"
-        made = set(root.rglob("*.f32"))
-        limit = sum(path.stat().st_size for path in tree(root)) / 1e9
-        dataset, _ = items(root, "test", cache_gb=limit)
-        assert not dataset.stored and set(root.rglob("*.f32")) == made
-    finally:
-        process.kill()
-        process.wait()
-    del dataset
-    gc.collect()
-    dataset, _ = items(root, "test", cache_gb=limit)
-    assert dataset.stored and not made & set(root.rglob("*.f32"))
-
-
-def test_of_two_that_decode_the_same_one_waits(corpus, tmp_path, capsys):
-    shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
-    root = tmp_path / "moved"
-    items(root, "test")
-    folder = next(iter(cache.folders_of(root / ".cache")))
-    shutil.rmtree(folder)
-    code = "import sys, time\nfrom utils.files import take_lock\ntake_lock(sys.argv[1])\nprint('held', flush=True)\n"
-    command = [sys.executable, "-c", code + "time.sleep(1)\n", f"{folder}.decoding.lock"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        capsys.readouterr()
-        dataset, _ = items(root, "test")
-    assert "waiting for it" in capsys.readouterr().out and dataset.stored
-
-
-def test_one_cache_for_a_folder_however_it_is_spelled(corpus, tmp_path, monkeypatch):
-    shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
-    (tmp_path / "link").symlink_to(tmp_path / "moved")
-    first, _ = items(tmp_path / "moved", "test")
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "moved").rglob("*.f32")}
-    items(tmp_path / "link", "test")
-    monkeypatch.chdir(tmp_path)
-    items(tmp_path.__class__("moved"), "test")
-    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "moved").rglob("*.f32")}
-
-
-def test_the_true_reason_why_nothing_is_kept(corpus, tmp_path, capsys, monkeypatch):
-    shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
-
-    def refused(*_, **__):
-        raise PermissionError(13, "Permission denied", "cache")
-
-    monkeypatch.setattr(os, "makedirs", refused)
-    dataset, _ = items(tmp_path / "moved", "test")
-    assert "Permission denied" in capsys.readouterr().err and not dataset.stored
 
 
 def test_other_lists_are_kept(corpus, tmp_path, capsys):

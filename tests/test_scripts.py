@@ -94,6 +94,9 @@ def test_valid_takes_overrides_and_does_not_depend_on_the_batch(trained, corpus,
     assert accuracies(output_of(valid, "--ckpt_path", folder / "best.pth", *flags)) == accuracies(plain)
     (moved / "test.csv").write_text("\n".join((corpus / "test.csv").read_text().splitlines()[:5]))
     assert "test: 5 clips" in output_of(valid, "--ckpt_path", folder / "best.pth", *data_flags(moved))
+    (moved / "AudioWAV" / f"{(moved / 'test.csv').read_text().partition(',')[0]}.wav").unlink()
+    flags = ["--root", moved, "--split_path", moved]  # which also moves the recorded --audio_path
+    assert "test: 4 clips, 1 skipped" in output_of(valid, "--ckpt_path", folder / "best.pth", *flags)
 
 
 def test_main_without_train_evaluates_best(trained, output_of):

@@ -13,12 +13,10 @@ from sklearn import metrics
 
 import valid
 from analysis.tables import measure
-from data.CREMAD import video_preprocessing
-from data.extraction import extract_sound, find_ffmpeg
-from data.lists import CREMAD_EMOTIONS
-from dataset import build_dataset
+from data.media import extract_audio
+from data.video import read_video
+from dataset import DATASETS, build_dataset
 from dataset.loader import build_loader
-from dataset.video import read_video
 from engine.checkpoint import save as save_checkpoint
 from engine.evaluation import evaluate
 from models.basic_model import AVClassifier
@@ -26,6 +24,7 @@ from models.weights import load_checkpoint
 from tests.conftest import SMALL, data_flags, ffmpeg, run_here, settings_of, write_video
 
 BRANCHES = ("fused", "audio", "visual")
+EMOTIONS = DATASETS["CREMAD"].classes
 
 
 def output_of(capsys, *flags):
@@ -131,7 +130,7 @@ def test_several_checkpoints_in_one_table(trained, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def spoken(raw_corpus, tmp_path_factory):
-    """The demo's test clips as FLV files with a sound track, extracted as a dataset: (its folder, its settings)."""
+    """The demo's test clips as FLV files with an audio track, extracted as a dataset: (its folder, its settings)."""
     root = tmp_path_factory.mktemp("spoken") / "CREMA-D"
     (root / "VideoFlash").mkdir(parents=True)
     clips = sorted(raw_corpus.glob("VideoFlash/*_D00_*.flv"))[:6]
@@ -139,8 +138,8 @@ def spoken(raw_corpus, tmp_path_factory):
         wav = raw_corpus / "AudioWAV" / f"{flv.stem}.wav"
         sound = ["-c:v", "copy", "-c:a", "libmp3lame", "-ar", 44100]
         ffmpeg("-i", flv, "-i", wav, *sound, root / "VideoFlash" / flv.name)
-        extract_sound(root / "VideoFlash" / flv.name, root / "AudioWAV" / wav.name, root, find_ffmpeg())
-    run_here(video_preprocessing, "--root", root)
+        extract_audio(root / "VideoFlash" / flv.name, root / "AudioWAV" / wav.name, root)
+    run_here("data/CREMAD/video_preprocessing.py", "--root", root)
     rows = "".join(f"{flv.stem},{flv.stem.split('_')[2]}\n" for flv in clips)
     for split in ("train", "test"):
         (root / f"{split}.csv").write_text(rows)
@@ -159,7 +158,7 @@ def shown(output):
     return branches
 
 
-def top(probability, names=CREMAD_EMOTIONS):
+def top(probability, names=EMOTIONS):
     values, labels = probability.topk(5)
     return [(names[label], pytest.approx(float(value), abs=1e-4)) for value, label in zip(values, labels, strict=True)]
 
@@ -234,7 +233,7 @@ def test_classes_are_those_the_checkpoint_records(fresh, tmp_path, capsys):
     for n_classes, settings, known in (
         (34, {"dataset": "KineticSound", "classes": names}, [*names, "33"]),
         (34, {"dataset": "KineticSound"}, [str(number) for number in range(34)]),
-        (6, {}, CREMAD_EMOTIONS),
+        (6, {}, EMOTIONS),
     ):
         output = output_of(capsys, "--ckpt_path", fresh(n_classes, **settings), "--video", tmp_path / "clip.mp4")
         branches = shown(output)
@@ -244,7 +243,7 @@ def test_classes_are_those_the_checkpoint_records(fresh, tmp_path, capsys):
 
 def test_a_run_records_its_classes(trained):
     for name in ("best.pth", "last.pth"):
-        assert load_checkpoint(trained[0] / name)["classes"] == list(CREMAD_EMOTIONS)
+        assert load_checkpoint(trained[0] / name)["classes"] == list(EMOTIONS)
 
 
 def test_nothing_is_left_behind(spoken, fresh, tmp_path, monkeypatch):
@@ -291,7 +290,7 @@ def test_a_checkpoint_of_commit_a5d3c2e_evaluates(corpus, small_encoders, tmp_pa
     if modality == "audio":
         settings |= {"method": "audio", "modality": "audio"}
         del settings["alpha"]
-    state = {"model": model.state_dict(), "settings": settings, "epoch": 4, "classes": [*CREMAD_EMOTIONS]}
+    state = {"model": model.state_dict(), "settings": settings, "epoch": 4, "classes": [*EMOTIONS]}
     if name == "last.pth":
         state |= {"optimizer": {}, "scheduler": {}, "method": {}, "clips": 1, "log": []}
         state["progress"] = {"epoch": 5, "step": 0, "totals": torch.zeros(3, 3)}

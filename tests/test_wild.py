@@ -6,16 +6,15 @@ A clip's pictures have the grey value 20 + 20 * time in s, and its sound the pit
 import os
 import random
 import shutil
-from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import soundfile
 
-from data.extraction import extract_frames, extract_sound
-from data.probe import find_ffmpeg
+from data.media import extract_audio, extract_clip, extract_frames
 from tests.conftest import ffmpeg, run_script
+from utils.files import remove
 from utils.pool import ClipError, process_clips
 
 SECONDS, RATE, SIZE = 6, 10, (64, 64)
@@ -59,7 +58,7 @@ def frames(video, **options):
 def seconds_heard(video, **options):
     """The second that is heard in each half second, None where it is silent."""
     wav = video.parent / f"{video.name}.wav"
-    extract_sound(video, wav, video.parent, find_ffmpeg(), **options)
+    extract_audio(video, wav, video.parent, **options)
     samples, rate = soundfile.read(wav)
     heard = []
     for part in samples[: len(samples) // 8000 * 8000].reshape(-1, 8000):
@@ -78,7 +77,7 @@ def near(found, expected, tolerance=0.2):
 # What a decoder lacks is not damage
 
 
-def test_av1_is_decoded_by_ffmpeg(tmp_path):
+def test_av1_is_decoded_and_turned_upright(tmp_path):
     video = write(tmp_path / "a.mp4", "-c:v", "libaom-av1", "-cpu-used", 8, "-pix_fmt", "yuv420p10le", "-c:a", "aac")
     assert near(frames(video)[0], WHOLE)
     turned = tmp_path / "turned.mp4"
@@ -87,19 +86,11 @@ def test_av1_is_decoded_by_ffmpeg(tmp_path):
     assert {picture.shape for picture in frames(turned)[1].values()} == {(96, 64, 3)}
 
 
-def test_the_codec_is_named_where_nothing_decodes_it(tmp_path):
+def test_a_codec_that_nothing_decodes(tmp_path):
     video = write(tmp_path / "a.mkv", *H264, "-write_crc32", 0)
     video.write_bytes(video.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_NOBODY/KNOWS/"))
-    with pytest.raises(ClipError, match=r"not decodable: .*codec is none"):
+    with pytest.raises(ClipError, match="not decodable: its video codec is unknown"):
         frames(video)
-
-
-def test_the_packaged_ffmpeg_is_preferred(tmp_path, monkeypatch):
-    (tmp_path / "ffmpeg").write_text("#!/bin/sh\necho old >&2\nexit 1\n")
-    (tmp_path / "ffmpeg").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert len(seconds_heard(write(tmp_path / "a.mp4"))) == 2 * SECONDS
-    assert find_ffmpeg() != str(tmp_path / "ffmpeg")
 
 
 # Done means whole
@@ -160,13 +151,70 @@ def test_few_damages_of_any_place_crash_nothing_and_cuts_are_never_done(whole, t
                 path = tmp_path / f"{kind}{k}.{name}"
                 path.write_bytes(data)
                 jobs[path.name] = (path, tmp_path / f"{path.name}.out", tmp_path)
-    for function in (extract_frames, partial(extract_sound, ffmpeg=find_ffmpeg())):
+    for function in (extract_frames, extract_audio):
         results, failures = process_clips(function, jobs, 2)
         assert results.total() + len(failures) == len(jobs)
         assert {name for name in jobs if name.startswith("cut")} <= failures.keys()
         assert not [reason for reason in failures.values() if reason.startswith("crashed")]
         for _, output, _ in jobs.values():
             shutil.rmtree(output, ignore_errors=True)
+
+
+def test_any_exception_costs_its_file_only(whole, tmp_path, monkeypatch):
+    """A moov whose boxes lead astray, and an error that nobody has thought of."""
+    good = hurt(whole["mp4"], tmp_path, bytes)
+    content = bytearray(whole["mov"].read_bytes())
+    at = content.index(b"mvhd")
+    content[at - 4 : at + 4] = (0x7FFFFFFF).to_bytes(4, "big") + b"trak"
+    (tmp_path / "moov.mov").write_bytes(content)
+    (tmp_path / "short.mp4").write_bytes(content[:30] + b"\0\0\0\x09moov\0")
+    jobs = {
+        path.name: (path, tmp_path / f"{path.name}.out", tmp_path)
+        for path in (good, tmp_path / "moov.mov", tmp_path / "short.mp4")
+    }
+    for function in (extract_frames, extract_audio):
+        results, failures = process_clips(function, jobs, 2)
+        assert results == {"done": 1} and failures.keys() == {"moov.mov", "short.mp4"}
+        remove(tmp_path / f"{good.name}.out")
+    monkeypatch.setattr("data.media.packet_times", lambda *_: 1 / 0)
+    with pytest.raises(ClipError, match="not decodable: ZeroDivisionError: division by zero"):
+        frames(good)
+    _, failures = process_clips(fail, {"a": ()}, 1)
+    assert failures == {"a": "not processed: KeyError: 'nobody'; look at this file, or leave it out"}
+
+
+def fail():
+    raise KeyError("nobody")
+
+
+def test_large_files_are_demuxed_twice(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("data.media.KEPT", 0)
+    for container in ("mp4", "flv", "avi", "webm"):
+        assert near(frames(hurt(whole[container], tmp_path, bytes))[0], WHOLE)
+
+
+def test_a_mov_that_promises_more_than_its_packets(whole, tmp_path):
+    """Fragments that are missing at the end leave the boxes whole."""
+    content = whole["frag.mp4"].read_bytes()
+    starts = [at - 4 for at in range(len(content)) if content[at : at + 4] == b"moof"]
+    content = bytearray(content[: starts[3]])
+    for name, position in ((b"mvhd", 12), (b"mdhd", 12)):  # the duration, which FFmpeg leaves out
+        at = content.index(name) + 4
+        scale = int.from_bytes(content[at + position : at + position + 4], "big")
+        content[at + position + 4 : at + position + 8] = (SECONDS * scale).to_bytes(4, "big")
+    short = tmp_path / "a.mov"
+    short.write_bytes(content)
+    with pytest.raises(ClipError, match=r"truncated: \d\.\d of \d\.\d s"):
+        frames(short)
+    assert "truncated" in extract_frames(short, tmp_path / "kept", tmp_path, keep_damaged=True)
+    assert 2 <= len(list((tmp_path / "kept").iterdir())) < SECONDS
+
+
+def test_a_clip_without_audio_has_frames(tmp_path):
+    video = tmp_path / "a.mp4"
+    ffmpeg(*RAW, *H264[:-2], video, data=greys())
+    assert extract_clip(video, tmp_path / "a.wav", tmp_path / "a", 1, 1) == "done"
+    assert len(list((tmp_path / "a").iterdir())) == SECONDS and not (tmp_path / "a.wav").exists()
 
 
 @pytest.fixture
@@ -237,6 +285,12 @@ def test_no_cover_art(tmp_path, cover):
         flags = [*cover_first, "-c:v:1", "libx264", "-pix_fmt:v:1", "yuv420p", "-c:a", "aac"]
         found, pictures = frames(write(tmp_path / name, *flags, inputs=["-i", cover]))
         assert near(found, WHOLE) and pictures["00000"].shape == (64, 64, 3)
+    png = cover.with_suffix(".png")
+    ffmpeg("-y", "-i", cover, png)
+    found, pictures = frames(
+        write(tmp_path / "b.mkv", *cover_first[:6], *flags[-6:], "-c:v:0", "png", inputs=["-i", png])
+    )
+    assert near(found, WHOLE) and pictures["00000"].shape == (64, 64, 3)
     alone = write(tmp_path / "alone.mkv", *cover_first[:2], *cover_first[4:], "-c:a", "aac", inputs=["-i", cover])
     with pytest.raises(ClipError, match="no video in it"):
         frames(alone)

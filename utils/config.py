@@ -100,6 +100,7 @@ DGL, OGM, BOTH = ("dgl", "no_mgt", "no_ugt", "no_mgt+no_ugt"), ("ogm", "ogm_ge")
 
 # Settings outside the group "run" that do not change results: a resumed run may change them.
 FREE = {
+    "root",
     "audio_path",
     "visual_path",
     "split_path",
@@ -110,9 +111,10 @@ FREE = {
     "gblend_runs",
     "umt_audio",
     "umt_visual",
+    "umt_text",
 }
 # Of these, the ones that a run folder's name has all the same: other teachers make another run, also where it is new.
-NAMED = {"gblend_runs", "umt_audio", "umt_visual"}
+NAMED = {"gblend_runs", "umt_audio", "umt_visual", "umt_text"}
 ALIASES = {"num_frame": ("use_video_frames",)}
 
 
@@ -131,8 +133,9 @@ FLAGS = (  # name, type or choices, default, metavar, help
     *flags(
         "data",
         ("dataset", str, "CREMAD", None, "dataset"),
-        ("audio_path", str, None, "DIR", "folder of the wav files (default: the dataset's)"),
-        ("visual_path", str, None, "DIR", "folder that holds the frames (default: the dataset's)"),
+        ("root", str, None, "DIR", "folder of the dataset (default: the dataset's, below train_test_data/)"),
+        ("audio_path", str, None, "DIR", "folder of the wav files (default: the dataset's, in --root)"),
+        ("visual_path", str, None, "DIR", "folder that holds the frames (default: the dataset's, in --root)"),
         ("split_path", str, None, "DIR", "folder of the dataset's lists (default: the dataset's)"),
         ("fps", one_or_more, 1, "N", "read frames that were extracted at N per second"),
         ("num_frame", one_or_more, None, "N", "frames per clip (default: the dataset's); clips with fewer are skipped"),
@@ -142,6 +145,8 @@ FLAGS = (  # name, type or choices, default, metavar, help
             "hold out this share of the training clips, stratified and by seed, and choose the best epoch on them "
             "(default: none; the best epoch is chosen on the test set, as in the literature)",
         ),
+        ("test_share", ratio, 0.2, "R", "Folder without test/: share of each class held out for testing, by seed"),
+        ("audio_seconds", at_least(0.5, float), 3.0, "S", "Folder: seconds of audio; shorter audio is repeated"),
         (
             "cache_path", str, "train_test_data/.cache", "DIR",
             "decoded clips, kept between runs; can be deleted at any time",
@@ -159,18 +164,21 @@ FLAGS = (  # name, type or choices, default, metavar, help
     ),
     *flags(
         "model",
-        ("fusion_method", str, "concat", None, "fusion module"),
+        (
+            "fusion_method", str, "concat", None,
+            "fusion module; concat, sum, mixer take any number of modalities, mmtm takes two ResNets, the others two",
+        ),
         (
             "modality", str, None, None,
-            "full: all encoders; audio, visual: as --method audio, visual (default: the method's)",
+            "full: all encoders; audio, visual, text: as --method audio, visual, text (default: the method's)",
         ),
-        ("backbone", str, "resnet18", None, "architecture of the encoders"),
+        ("backbone", str, None, None, "architecture of the encoders (default: the dataset's, resnet18 or mlp)"),
         (
             "weights", str, None, "FILE",
             "initial weights of the encoders: imagenet for torchvision's, or FILE[,FILE], checkpoints or state dicts "
             "(default: random)",
         ),
-        ("freeze", ("audio", "visual", "both"), None, None, "do not train this encoder, or both"),
+        ("freeze", ("audio", "visual", "text", "both"), None, None, "do not train this encoder, or all (both)"),
         (
             "alone", ("own", "zeros"), "own", None,
             "how the fusion module scores one modality: own, as the authors' code, by its feature in every place "
@@ -232,8 +240,8 @@ FLAGS = (  # name, type or choices, default, metavar, help
     ),
     *flags(
         "method",
-        ("gblend_runs", str, None, "DIR,DIR,DIR", "finished runs of joint, audio, visual with --val_ratio"),
-        ("gblend_weights", weights, None, "W,W,W", "weights of the joint and each unimodal loss, such as 0.2,0.5,0.3"),
+        ("gblend_runs", str, None, "DIR,DIR,...", "finished runs of joint and each modality alone, with --val_ratio"),
+        ("gblend_weights", weights, None, "W,W,...", "weights of the joint and unimodal losses, such as 0.2,0.5,0.3"),
         methods=("gblend",),
     ),
     *flags(
@@ -300,6 +308,7 @@ FLAGS = (  # name, type or choices, default, metavar, help
         "method",
         ("umt_audio", str, None, "FILE", "audio teacher, best.pth of a run of --method audio"),
         ("umt_visual", str, None, "FILE", "visual teacher, best.pth of a run of --method visual"),
+        ("umt_text", str, None, "FILE", "text teacher, best.pth of a run of --method text"),
         (
             "umt_lambda", number, 10.0, "LAMBDA",
             "weight of the distance to the teachers' features, to tune: try 1, 10, 50",
@@ -346,6 +355,11 @@ FLAGS = (  # name, type or choices, default, metavar, help
             "folder for TensorBoard; each run has a subfolder named after CKPT_PATH (default: CKPT_PATH/tensorboard)",
         ),
         ("tensorboard_steps", bool, False, None, "write TensorBoard's series for every step, too"),
+        (
+            "log_suppression", bool, False, None,
+            "log per epoch how much fusion suppresses the gradient of each encoder (concat, sum); python -m "
+            "analysis.suppression draws it; reads the training clips once more per epoch",
+        ),
         (
             "gradient_report", bool, False, None,
             "instead of training, run one batch and print how strongly each loss reaches each module",

@@ -19,13 +19,13 @@ fi
 # current Python lacks them, they are installed into .venv, which is created, or updated if a file has changed.
 ensure_packages() {
   local file stale= modules
-  modules="torchvision torchaudio librosa soundfile cv2 imageio_ffmpeg pebble filelock tqdm tensorboard sklearn matplotlib"
+  modules="torchvision torchaudio librosa soundfile cv2 av pebble filelock tqdm tensorboard sklearn matplotlib"
   set -- requirements.txt "$@"
   if [ -e .venv ]; then
     for file in "$@"; do cmp -s "$file" ".venv/$file" || stale=1; done
     [ "$stale" ] || return 0
   else
-    [ $# -eq 1 ] || modules+=" pytest xdist ruff importlinter"
+    [ $# -eq 1 ] || modules+=" pytest xdist ruff importlinter imageio_ffmpeg"
     ! "$PYTHON" -c "
 import importlib.util, sys
 sys.exit(any(importlib.util.find_spec(name) is None for name in '$modules'.split()))" || return 0

@@ -7,12 +7,15 @@ import re
 import select
 import signal
 import sys
+import threading
 import traceback
 from contextlib import contextmanager
+from functools import cache
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # with which terminals and clusters end a job
 
 WORKER_KILLED = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"  # what PyTorch says
+SHARED_MEMORY_FULL = r"(?s).*unable to (allocate|open|resize|write|mmap).*(shared memory|/torch_)"
 PROCESS_LOST = r"(?i)gloo|nccl|process group|connection (closed|reset|refused)|broken pipe"
 
 
@@ -35,14 +38,31 @@ def signals_raise():
     def receive(number, _):
         raise Interrupted(number)
 
+    def send_again(ignored):  # Python ignores what is raised in a destructor or while a worker is forked
+        if isinstance(ignored.exc_value, Interrupted):
+            timer = threading.Timer(0.1, os.kill, (os.getpid(), ignored.exc_value.number))
+            timer.daemon = True
+            timer.start()
+        else:
+            sys.__unraisablehook__(ignored)
+
     handlers = {
         number: signal.signal(number, receive) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN
     }
+    hook, sys.unraisablehook = sys.unraisablehook, send_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@cache
+def warn_once(text):
+    """Print a warning the first time, in the first process of each machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"warning: {text}", file=sys.stderr)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -86,6 +106,8 @@ def known_reason(fault):
             "a data-loading worker was killed, probably because memory ran out; run the same command to resume, with "
             "fewer --num_workers or a smaller --batch_size"
         )
+    if re.match(SHARED_MEMORY_FULL, str(fault)):
+        return "/dev/shm: no room for a batch; make it larger (docker run --shm-size=2g), or use fewer --num_workers"
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and re.search(PROCESS_LOST, str(fault)):
         return "another process of this run, or its machine, has ended; run the same command everywhere to resume"
     return None
@@ -104,12 +126,16 @@ def run(main):
             print(end="", flush=True)
             return result
     except InputError as error:
+        sys.unraisablehook = lambda _: (
+            None
+        )  # a DataLoader whose workers could not be started fails once more at its end
         # a worker's error arrives as the text of its traceback, whose last line is the message
         message = str(error).strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt) as interruption:
         number = getattr(interruption, "number", signal.SIGINT)
+        sys.unraisablehook = lambda _: None  # the destructors of objects that the signal left unfinished fail
         if os.environ.get("RANK", "0") == "0":
             print(f"interrupted by {signal.Signals(number).name}; run the same command to resume", file=sys.stderr)
         sys.exit(128 + number)

@@ -1,11 +1,11 @@
 """Files that are written whole or not at all, and locks."""
 
 import csv
-import errno
-import fcntl
 import io
 import json
 import os
+import shutil
+import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -74,51 +74,6 @@ def is_pointer(path):
         return file.read(len(LFS_HEADER)) == LFS_HEADER
 
 
-locks = set()  # descriptors of files
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system says that has none
-
-
-def give_up_locks():
-    """In a forked reader process: close its copies, lest it outlive the run and keep the folder."""
-    while locks:
-        os.close(locks.pop())
-
-
-os.register_at_fork(after_in_child=give_up_locks)
-
-
-def take_lock(path, shared=False, wait=False):
-    """Lock a file, made if need be, until `release` or the process's end; on a file system without locks do nothing.
-
-    Returns:
-        what `release` takes.
-
-    Raises:
-        BlockingIOError: another process holds it, and one is not to wait.
-        OSError: the file cannot be made.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                os.close(descriptor)
-                raise
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                locks.add(descriptor)
-                return descriptor
-        os.close(descriptor)  # whoever held it has removed it
-
-
-def release(descriptor):
-    """Give up a lock."""
-    if descriptor in locks:
-        locks.discard(descriptor)
-        os.close(descriptor)
-
-
 @contextmanager
 def exclusive(folder, flag):
     """Create a folder and lock it while the block lasts; what was created and is still empty is removed again.
@@ -147,3 +102,21 @@ def exclusive(folder, flag):
                     each.rmdir()
         if lock:
             lock.release()
+
+
+@contextmanager
+def written_whole(target, unfinished):
+    """Yield a path in the folder `unfinished` for a file or folder; it becomes `target` only if the block succeeds."""
+    path = Path(unfinished) / uuid.uuid4().hex
+    try:
+        yield path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    finally:
+        remove(path)
+
+
+def remove(path):
+    """Remove a file, or a folder with everything in it, if it exists."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)

@@ -44,8 +44,8 @@ def process_clips(function, jobs, workers=None, start=None, limit=TIME_LIMIT):
 def each_clip(function, jobs, workers=None, description=None, start=None, limit=TIME_LIMIT):
     """Call `function(*arguments)` for every job in parallel, with a progress bar.
 
-    A ClipError or OSError concerns its clip alone, and so does a crash of the process that works on it, or one that
-    does not come to an end; another process takes its place.
+    Any exception concerns its clip alone, and so does a crash of the process that works on it, or one that does not
+    come to an end; another process takes its place.
 
     Args:
         function: a top-level function.
@@ -100,13 +100,15 @@ def run_pool(function, jobs, waiting, workers, start, limit):
 
 
 def attempt(function, arguments):
-    """What the function returns, or the ClipError of what concerns this clip alone."""
+    """Return what the function returns; any exception concerns this clip alone, and is returned as a ClipError."""
     try:
         return function(*arguments)
     except ClipError as error:
         return error
     except OSError as error:
         return ClipError(error.strerror or str(error))
+    except Exception as error:  # decoders raise nearly anything on a damaged file
+        return ClipError(f"not processed: {type(error).__name__}: {error}; look at this file, or leave it out")
 
 
 def manner_of(exitcode):

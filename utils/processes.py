@@ -65,9 +65,14 @@ def first_process():
     return leaders_first(rank() == 0)
 
 
+def is_first_on_machine():
+    """Return True in one process of each machine."""
+    return size() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def first_on_machine():
     """A block that one process of each machine runs before the others do, for files that may be on a local disk."""
-    return leaders_first(size() == 1 or os.environ.get("LOCAL_RANK", "0") == "0")
+    return leaders_first(is_first_on_machine())
 
 
 @contextmanager

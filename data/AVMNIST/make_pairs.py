@@ -2,16 +2,20 @@
 
     python data/AVMNIST/make_pairs.py [--root train_test_data/AV-MNIST] [--split_path DIR] [--pca 0.25] [--seed 0]
     python data/AVMNIST/make_pairs.py --takes 10 --split_path train_test_data/AV-MNIST/takes10     # fewer to train on
+    python data/AVMNIST/make_pairs.py --noise 0 --split_path train_test_data/AV-MNIST/noise0       # noisy recordings
 
 Reads <root>/recordings/<digit>_<speaker>_<take>.wav and <root>/MNIST/raw/; writes <root>/Image-01-FPS/<id>/00000.png
 and train.csv and test.csv, rows `<id>,<digit>`. Takes 0 to 4 of every speaker and digit are the test set, as the
 recordings' owners split them; its pictures come from MNIST's test images, the others from its training images.
+With --noise, recordings with noise are written to <split_path>/recordings/.
 
 As in the paper (Vielzeuf et al., "CentralNet", ECCV workshops 2018), pictures keep only the leading principal
-components with a quarter of the energy, which makes sound the stronger modality. The seed alone decides what is drawn.
+components with a quarter of the energy, which makes sound the stronger modality; to sound it adds recordings of
+noises, for which pink noise stands here. The seed alone decides what is drawn.
 """
 
 import gzip
+import io
 import re
 import sys
 import zlib
@@ -24,9 +28,9 @@ import cv2
 import numpy as np
 import soundfile
 
-from data.flags import dataset_parser
-from data.lists import DIGITS
-from data.wav import mended, wav_fault
+from data.extraction import dataset_parser
+from dataset.avmnist import AVMNIST
+from dataset.wav import wav_fault
 from utils.config import at_least, ratio
 from utils.errors import InputError, run
 from utils.files import holding_others, replacing
@@ -53,7 +57,7 @@ def sound_fault(path):
     try:
         if fault := wav_fault(path):
             return fault
-        with mended(path) as file:
+        with open(path, "rb") as file:
             return "" if soundfile.info(file).frames else "holds no sound"
     except (OSError, RuntimeError):  # soundfile's errors are RuntimeErrors
         return "not a readable sound file"
@@ -125,7 +129,7 @@ def draw_pairs(recordings, digits, rng):
         InputError: there are fewer pictures of a digit than recordings.
     """
     pairs = {}
-    for digit in DIGITS:
+    for digit in AVMNIST.classes:
         ids = [clip_id for clip_id, spoken in recordings.items() if spoken == digit]
         numbers = rng.permutation(np.flatnonzero(digits == int(digit)))
         if len(numbers) < len(ids):
@@ -146,6 +150,22 @@ def draw_takes(recordings, takes, rng):
     return {clip_id: digit for clip_id, digit in recordings.items() if clip_id in drawn}
 
 
+def add_noise(path, decibels, rng):
+    """Return a recording with pink noise (power proportional to 1 / frequency), as the bytes of a wav file.
+
+    Args:
+        decibels: ratio of the recording's mean power to the noise's.
+    """
+    samples, rate = soundfile.read(path)
+    spectrum = np.fft.rfft(rng.standard_normal(len(samples)))
+    noise = np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)).clip(1)), len(samples))
+    noise *= np.sqrt(np.mean(samples**2) / np.mean(noise**2) / 10 ** (decibels / 10))
+    mixed = samples + noise
+    content = io.BytesIO()
+    soundfile.write(content, mixed / np.abs(mixed).max().clip(1), rate, subtype="PCM_16", format="WAV")
+    return content.getvalue()
+
+
 def write_missing(files, overwrite):
     """Write {path: bytes}, each whole or not at all; those that are there already are left alone.
 
@@ -156,7 +176,7 @@ def write_missing(files, overwrite):
         others = holding_others(files)
         if others and not overwrite:
             raise InputError(
-                f"{others[0]}: differs from what these recordings, --seed, --pca and --takes give; --overwrite "
+                f"{others[0]}: differs from what these recordings and flags give; --overwrite "
                 "replaces it, or choose another --split_path"
             )
         if others:  # no list while pictures of both pairings are there
@@ -173,7 +193,7 @@ def write_missing(files, overwrite):
 
 
 def main():
-    parser = dataset_parser("Pair AV-MNIST's recordings with handwritten digits.", "train_test_data/AV-MNIST")
+    parser = dataset_parser("Pair AV-MNIST's recordings with handwritten digits.", AVMNIST.root)
     parser.add_argument(
         "--split_path", type=Path, metavar="DIR", help="folder of the dataset's lists (default: --root)"
     )
@@ -186,10 +206,20 @@ def main():
         metavar="N",
         help="recordings of every speaker and digit that train.csv has, drawn by --seed (default: all)",
     )
+    parser.add_argument(
+        "--noise",
+        type=at_least(-100, float),
+        metavar="DB",
+        help="write recordings with pink noise to <split_path>/recordings, at this signal-to-noise ratio in decibels",
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace lists and pictures of another pairing")
     args = parser.parse_args()
-    recordings = find_recordings(args.root / "recordings")
+    folder = args.split_path or args.root
+    clean, noisy = Path(AVMNIST.audio_path.format(root=args.root)), folder / "recordings"
+    if args.noise is not None and noisy.resolve() == clean.resolve():
+        raise InputError("--noise: give a --split_path other than --root; the noisy recordings are written there")
+    recordings = find_recordings(clean)
     mnist = {split: read_digits(args.root / "MNIST" / "raw", name) for split, name in SETS.items()}
 
     from sklearn.decomposition import PCA  # seconds to import
@@ -200,12 +230,15 @@ def main():
         kept = pca.inverse_transform(pca.transform(pictures[list(pairs.values())]))
         kept = kept.round().clip(0, 255).astype(np.uint8).reshape(-1, SIDE, SIDE)
         for clip_id, picture in zip(pairs, kept, strict=True):
-            path = args.root / "Image-01-FPS" / clip_id / "00000.png"
+            path = args.root / AVMNIST().frames(split, clip_id, fps=1) / "00000.png"
             files[path] = cv2.imencode(".png", picture)[1].tobytes()
         lists[split] = recordings[split]
     if args.takes:  # after the pairs, which are the same for every number of takes
         lists["train"] = draw_takes(lists["train"], args.takes, rng)
-    folder = args.split_path or args.root
+    for clips in lists.values():
+        for clip_id in clips if args.noise is not None else ():
+            of_clip = np.random.default_rng([args.seed, zlib.crc32(clip_id.encode())])
+            files[noisy / f"{clip_id}.wav"] = add_noise(clean / f"{clip_id}.wav", args.noise, of_clip)
     for split, clips in lists.items():
         rows = (f"{clip_id},{digit}\n" for clip_id, digit in clips.items())
         files[folder / f"{split}.csv"] = "".join(rows).encode()

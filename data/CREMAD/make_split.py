@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.extraction import outputs_of
-from data.flags import add_split_path, add_target, dataset_parser
-from data.lists import CREMAD_EMOTIONS
+from data.extraction import add_folder, dataset_parser, outputs_of
+from dataset.audio_visual import check_folder
+from dataset.cremad import CREMAD
 from utils.config import at_least, ratio
 from utils.errors import InputError, run
-from utils.files import holding_others, looked_in, write_text
+from utils.files import holding_others, write_text
 
 
 def parse_id(clip_id):
@@ -29,10 +29,10 @@ def parse_id(clip_id):
         InputError: another form, or an unknown emotion.
     """
     parts = clip_id.split("_")
-    if len(parts) != 4 or parts[2] not in CREMAD_EMOTIONS:
+    if len(parts) != 4 or parts[2] not in CREMAD.classes:
         raise InputError(
             f"{clip_id}: not a CREMA-D clip, '<actor>_<sentence>_<emotion>_<level>' with emotion one of "
-            f"{', '.join(CREMAD_EMOTIONS)}; move it out of the folder"
+            f"{', '.join(CREMAD.classes)}; move it out of the folder"
         )
     return parts[0], parts[2]
 
@@ -79,27 +79,24 @@ def split_by_actor(clips, test_ratio, rng):
 
 
 def main():
-    parser = dataset_parser("Write CREMA-D's train.csv and test.csv from the clips present.", "train_test_data/CREMA-D")
-    add_split_path(parser, "data/CREMAD")
-    add_target(parser)
+    parser = dataset_parser("Write CREMA-D's train.csv and test.csv from the clips present.", CREMAD.root)
+    add_folder(parser, "split_path", CREMAD.split_path)
+    add_folder(parser, "target")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
     parser.add_argument("--test_ratio", type=ratio, default=0.1, metavar="R", help="share of test clips (default: 0.1)")
     parser.add_argument("--by_actor", action="store_true", help="no actor on both sides, instead of stratified")
     parser.add_argument("--overwrite", action="store_true", help="replace other lists that are there")
     args = parser.parse_args()
 
-    sounds, pictures = args.root / "AudioWAV", outputs_of(args) / "Image-01-FPS"
-    for folder, remedy in (
-        (sounds, "get it as data/CREMAD/README.md says"),
-        (pictures, "run video_preprocessing.py first"),
-    ):
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder{looked_in(folder)}; {remedy}, or change --root")
-    sounds = {path.stem for path in sounds.glob("*.wav")}
-    pictures = {path.name for path in pictures.iterdir() if not path.name.startswith(".")}
-    clips = {clip_id: parse_id(clip_id) for clip_id in sounds & pictures}
+    audio = Path(CREMAD.audio_path.format(root=args.root))
+    frames = Path(CREMAD.visual_path.format(root=outputs_of(args)), CREMAD().frames("", "", fps=1))
+    check_folder(audio, "--root", "get it as data/CREMAD/README.md says")
+    check_folder(frames, "--root", "run video_preprocessing.py first")
+    wavs = {path.stem for path in audio.glob("*.wav") if not path.name.startswith(".")}
+    folders = {path.name for path in frames.iterdir() if not path.name.startswith(".")}
+    clips = {clip_id: parse_id(clip_id) for clip_id in wavs & folders}
     if not clips:
-        raise InputError(f"{args.root}: no clip with both sound and frames; run video_preprocessing.py first")
+        raise InputError(f"{args.root}: no clip with both audio and frames; run video_preprocessing.py first")
 
     rng = random.Random(args.seed)
     split = split_by_actor if args.by_actor else split_by_emotion
@@ -116,8 +113,8 @@ def main():
     for path, text in texts.items():
         write_text(path, text)
         print(f"{path}: {len(lists[path])} clips")
-    if len(sounds ^ pictures):
-        print(f"{len(sounds ^ pictures)} clips left out for want of sound or frames")
+    if len(wavs ^ folders):
+        print(f"{len(wavs ^ folders)} clips left out because audio or frames are missing")
 
 
 if __name__ == "__main__":

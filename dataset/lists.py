@@ -5,9 +5,6 @@ import csv
 from utils.errors import InputError
 from utils.files import looked_in
 
-CREMAD_EMOTIONS = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
-DIGITS = tuple("0123456789")  # of AV-MNIST
-
 
 def read_rows(path, form, delimiter=",", remedy="get or make it as the dataset's readme says"):
     """Yield (where, cells) for every row of a UTF-8 list without a header; `where` names file and line for messages.

@@ -6,24 +6,27 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import soundfile
 
-from data.extraction import SOUND_RATE, extract_clip, find_ffmpeg, quieten_decoders
-from dataset import DATASETS, fill_defaults
+from data.extraction import quieten_decoders
+from data.media import AUDIO_RATE, extract_clip
+from dataset import DATASETS
+from dataset.base import Clip, list_frames
 from dataset.clips import ClipDataset
-from dataset.index import Clip, Index, list_frames
 from utils.errors import InputError
 from utils.pool import process_clips
 
 FILM_LIMIT = 3600  # seconds to extract the frames and the sound of one, which may be longer than any dataset's
 
 
-class OneClip(Index):
-    """The index of a single clip."""
+class OneClip:
+    """A dataset of a single clip, read as the clips of another dataset are."""
 
-    def __init__(self, clip):
-        self.clip = clip
+    classes = ()
+
+    def __init__(self, clip, source):
+        self.clip, self.audio_settings = clip, source.audio_settings
 
     def clips(self, args, split):
-        yield self.clip
+        return [self.clip]
 
 
 def read_video(video, args):
@@ -39,15 +42,14 @@ def read_video(video, args):
     Raises:
         InputError: it cannot be decoded, has no picture, or too few for `num_frame`.
     """
-    args = fill_defaults(args)
     with TemporaryDirectory() as folder:
         wav, frames = Path(folder) / "sound.wav", Path(folder) / "frames"
-        job = (video, wav, frames, find_ffmpeg(), args.fps, args.num_frame)
+        job = (video, wav, frames, args.fps, args.num_frame)
         _, failures = process_clips(extract_clip, {video: job}, workers=1, start=quieten_decoders, limit=FILM_LIMIT)
         if failures:
             raise InputError(f"{video}: {failures[video]}; give --video a whole video file")
         has_sound = wav.exists()
         if not has_sound:
-            soundfile.write(wav, np.zeros(SOUND_RATE), SOUND_RATE)
-        index = OneClip(Clip(video, str(wav), str(frames), list_frames(frames), label=0))
-        return ClipDataset(index, args, "test", DATASETS[args.dataset].audio, args.num_frame)[0], has_sound
+            soundfile.write(wav, np.zeros(AUDIO_RATE), AUDIO_RATE)
+        clip = Clip(video, str(wav), str(frames), list_frames(frames), label=0)
+        return ClipDataset(OneClip(clip, DATASETS[args.dataset]()), args, "test")[0], has_sound

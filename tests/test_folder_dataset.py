@@ -1,0 +1,144 @@
+"""--dataset Folder: the user's own videos, from a folder for each class to a classified video."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+import main_dgl
+import valid
+from dataset import build_dataset
+from models.weights import load_checkpoint
+from tests.conftest import SMALL, run_here, settings_of, write_video
+
+EXTRACT = "data/Folder/extract.py"
+CLASSES = {"cat": 40, "dog barking": 100, "Über.öl": 160}
+
+
+def write_class(folder, name, clips, seconds=2):
+    """Short videos of a class, each with a tone of its own, of names that are hard to handle."""
+    for k in range(clips):
+        path = folder / name / f"clip {k} é{('.mp4', '.MOV', '.v2.mkv')[k % 3]}"
+        write_video(path, [CLASSES.get(name, 200)] * int(10 * seconds), tone=500 + 50 * k)
+
+
+@pytest.fixture(scope="session")
+def mine(tmp_path_factory):
+    """Three classes of four clips for training, one of which has no audio, and one that loses all of its clips."""
+    root = tmp_path_factory.mktemp("mine") / "my videos"
+    for name in CLASSES:
+        write_class(root / "train", name, 4)
+        write_class(root / "test", name, 2, seconds=0.5)
+    write_video(root / "train" / "cat" / "silent.mp4", [40] * 20)
+    write_video(root / "train" / "lost" / "truncated.mp4", [40] * 20, tone=440)
+    content = (root / "train" / "lost" / "truncated.mp4").read_bytes()
+    (root / "train" / "lost" / "truncated.mp4").write_bytes(content[: len(content) * 2 // 3])
+    (root / "train" / "cat" / "notes.txt").write_text("no video")
+    (root / "train" / ".hidden").mkdir()
+    run_here(EXTRACT, "--root", root, "--workers", 2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def flat(mine, tmp_path_factory):
+    """The same training clips in class folders directly below the root."""
+    root = tmp_path_factory.mktemp("flat") / "videos"
+    shutil.copytree(mine / "train", root)
+    run_here(EXTRACT, "--root", root, "--workers", 2)
+    return root
+
+
+def settings(root, *flags):
+    return settings_of("--dataset", "Folder", "--root", root, "--image_size", 32, *flags)
+
+
+def refused(capsys, script, *flags):
+    """Return the one line with which a script rejects its input."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run_here(script, *flags)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    return line
+
+
+def test_videos_of_both_splits_are_read(mine, capsys):
+    train, test = (build_dataset(settings(mine), split) for split in ("train", "test"))
+    warning = f"warning: {mine}: class(es) left out, no training clip with audio and 1 frame(s): lost\n"
+    assert capsys.readouterr().err == warning
+    assert train.classes == test.classes == tuple(sorted(CLASSES)) and train.skipped == ["train/cat/silent.mp4"]
+    for dataset, clips in ((train, 4), (test, 2)):
+        assert [clip.label for clip in dataset.clips] == [label for label in range(3) for _ in range(clips)]
+        assert all(clip.id.split("/")[1] == dataset.classes[clip.label] for clip in dataset.clips)
+    inputs, _ = test[0]
+    assert inputs["audio"].shape == (1, 257, 259) and inputs["visual"].shape == (3, 1, 32, 32)
+    for name in ("audio", "frames"):
+        rows = (mine / f"failed_{name}.csv").read_text().splitlines()[1:]
+        assert [row.partition(",")[0] for row in rows] == [
+            *["train/cat/silent.mp4"] * (name == "audio"),
+            "train/lost/truncated.mp4",
+        ]
+
+
+def test_audio_seconds_set_the_length_of_the_spectrogram(mine):
+    inputs, _ = build_dataset(settings(mine, "--audio_seconds", 1.5), "test")[0]
+    assert inputs["audio"].shape == (1, 257, 1 + int(1.5 * 22050) // 256)
+
+
+def test_a_share_of_each_class_is_held_out_by_seed(flat):
+    held_out = []
+    for flags in (["--random_seed", 0], ["--random_seed", 0], ["--random_seed", 1], ["--test_share", 0.5]):
+        train, test = (build_dataset(settings(flat, *flags), split) for split in ("train", "test"))
+        ids = {clip.id for clip in test.clips}
+        assert not ids & {clip.id for clip in train.clips} and len(train) + len(test) == 12
+        assert sorted(clip.label for clip in test.clips) == sorted([0, 1, 2] * (2 if "--test_share" in flags else 1))
+        held_out.append(ids)
+    assert held_out[0] == held_out[1] != held_out[2]
+
+
+def test_the_script_trains_and_valid_names_the_classes(mine, forking, tmp_path, capsys):
+    cache = ["--cache_path", tmp_path / "cache"]
+    flags = [*SMALL, *cache, "--epochs", 1, "--audio_seconds", 1, "--ckpt_path", tmp_path / "run"]
+    command = ["bash", forking / "folder_dgl.sh", *map(str, flags)]
+    done = subprocess.run(command, env=os.environ | {"root": str(mine)}, capture_output=True, text=True)
+    assert done.returncode == 0 and "accuracy" in done.stdout and "already there" in done.stdout, done.stderr
+    saved = load_checkpoint(tmp_path / "run" / "best.pth")
+    assert saved["classes"] == sorted(CLASSES) and saved["settings"]["audio_seconds"] == 1
+    shutil.copytree(mine / "test", tmp_path / "new" / "test")
+    video = next((tmp_path / "new" / "test" / "cat").iterdir())
+    run_here(valid, tmp_path / "run", "--video", video)
+    output = capsys.readouterr().out
+    assert all(f"\n  {name} " in output for name in CLASSES)
+    for name in ("train", ".extracted"):
+        shutil.copytree(mine / name, tmp_path / "new" / name)
+    run_here(valid, tmp_path / "run", "--root", tmp_path / "new", *cache)
+    assert "\ntest: 6 clips" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: None, "No such file or directory"),
+        (lambda root: (root / "train" / "a").mkdir(parents=True), "has train/ only"),
+        (lambda root: (root / "a").mkdir(parents=True), "no video in a folder"),
+        (lambda root: write_class(root, "a", 2), "of the classes has a training clip"),
+    ],
+    ids=["missing", "train alone", "no video", "one class"],
+)
+def test_what_cannot_be_used_is_one_line(tmp_path, capsys, spoil, words):
+    root = tmp_path / "videos"
+    spoil(root)
+    train = [main_dgl, "--train", "--dataset", "Folder", "--root", root, "--ckpt_path", tmp_path / "run"]
+    if "classes" in words:
+        run_here(EXTRACT, "--root", root, "--workers", 2)
+    else:
+        assert words in refused(capsys, EXTRACT, "--root", root)
+    assert words in refused(capsys, *train) and str(root) in refused(capsys, *train)
+
+
+@pytest.mark.parametrize("flag", ["--test_share", "--audio_seconds"])
+def test_its_flags_are_refused_for_other_datasets(trained, capsys, flag):
+    expected = f"error: {flag}: no effect with --dataset CREMAD; leave it out"
+    assert refused(capsys, main_dgl, "--train", flag, 0.5) == expected
+    assert refused(capsys, valid, trained[0], flag, 0.5) == expected
