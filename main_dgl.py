@@ -171,6 +171,7 @@ def main():
         device = choose_device(settings.device, settings.gpu_ids)
         with processes(device), opened(settings):
             if is_finished(settings):
+                check_data(settings, Data(settings).description)
                 print(f"{settings.ckpt_path}: finished; --overwrite starts again")
             else:
                 train(settings, device)

@@ -1,7 +1,6 @@
 """Folder: your own videos, in a folder for each class."""
 
 import os
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from dataset.audio_visual import AudioVisual
 from dataset.base import AudioSettings, hold_out
 from dataset.raw import list_classes, list_videos
-from utils.errors import InputError
+from utils.errors import InputError, warn_once
 from utils.files import looked_in
 
 
@@ -40,15 +39,18 @@ class Folder(AudioVisual):
 
     def clips(self, args, split):
         self.classes, clips, lost = self.all_clips(args)
-        if lost and split == "train" and os.environ.get("RANK", "0") == "0":  # the first of several processes
-            words = f"no training clip with audio and {args.num_frame} frame(s)"
-            print(f"warning: {args.root}: class(es) left out, {words}: {', '.join(lost)}", file=sys.stderr)
+        usable = [clip for clip in clips if is_usable(clip, args)]
         if is_split(args.root):
-            return [clip for clip in clips if clip.id.startswith(f"{split}/")]
-        held_out = hold_out(
-            [clip for clip in clips if is_usable(clip, args)], args.test_share, args.random_seed, "test"
-        )
-        return [clip for clip in clips if (clip.id in held_out) == (split == "test")]
+            test = {clip.id for clip in clips if clip.id.startswith("test/")}
+        else:
+            test = hold_out(usable, args.test_share, args.random_seed, "test")
+        if lost:
+            words = f"no training clip with audio and {args.num_frame} frame(s)"
+            warn_once(f"{args.root}: class(es) left out, {words}: {', '.join(lost)}")
+        tested = {self.classes[clip.label] for clip in usable if clip.id in test}
+        if untested := [name for name in self.classes if name not in tested]:
+            warn_once(f"{args.root}: class(es) without a test clip: {', '.join(untested)}")
+        return [clip for clip in clips if (clip.id in test) == (split == "test")]
 
     def all_clips(self, args):
         """Return the names of the classes, the clips of both splits, and the names of the classes without clips.

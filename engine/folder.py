@@ -157,8 +157,8 @@ def check_data(settings, data):
     before = {} if settings.overwrite or not has(settings.ckpt_path, RECORD) else read_record(path).get("data", {})
     if before and before["train"] != data["train"]:
         raise InputError(
-            f"{settings.ckpt_path}: trained on other clips, {before['train']['clips']} were listed then; restore the "
-            "lists, or choose another --ckpt_path"
+            f"{settings.ckpt_path}: trained on other clips, {before['train']['clips']} were listed then, "
+            f"{data['train']['clips']} now; --overwrite trains again, another --ckpt_path keeps both"
         )
 
 

@@ -217,9 +217,10 @@ def test_other_lists_are_refused_before_decoding(train, few, tmp_path, capsys, m
     rows = (tmp_path / "mine" / "train.csv").read_text().splitlines(keepends=True)
     (tmp_path / "mine" / "train.csv").write_text("".join(rows[1:]))
     monkeypatch.setattr("dataset.clips.prepare", None)
-    with pytest.raises(SystemExit) as end:
-        train(*flags, "--epochs", 2)
-    assert end.value.code == 2 and "trained on other clips" in capsys.readouterr().err
+    for more in ([], ["--epochs", 2]):  # finished, or to be resumed
+        with pytest.raises(SystemExit) as end:
+            train(*flags, *more)
+        assert end.value.code == 2 and "trained on other clips" in capsys.readouterr().err
 
 
 def test_other_teachers_have_a_folder_of_their_own():

@@ -97,6 +97,17 @@ def test_a_share_of_each_class_is_held_out_by_seed(flat):
     assert held_out[0] == held_out[1] != held_out[2]
 
 
+def test_a_class_without_a_test_clip_is_named(flat, tmp_path, capsys):
+    root = tmp_path / "videos"
+    shutil.copytree(flat, root)
+    clips = sorted(path for path in (root / "cat").iterdir() if path.stem != "silent")
+    for path in clips[1:]:
+        path.unlink()
+    test = build_dataset(settings(root), "test")
+    assert [clip.label for clip in test.clips] == [label for label, name in enumerate(test.classes) if name != "cat"]
+    assert f"warning: {root}: class(es) without a test clip: cat\n" in capsys.readouterr().err
+
+
 def test_the_script_trains_and_valid_names_the_classes(mine, forking, tmp_path, capsys):
     cache = ["--cache_path", tmp_path / "cache"]
     flags = [*SMALL, *cache, "--epochs", 1, "--audio_seconds", 1, "--ckpt_path", tmp_path / "run"]
