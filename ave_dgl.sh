@@ -18,7 +18,7 @@ seed=${seed:-0}
 processes=${processes:-1}                   # one per GPU
 
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd "$(dirname "$0")"
 source utils/environment.sh
 ensure_packages
 train_and_validate --dataset AVE --num_frame 1 "$@"

@@ -13,7 +13,7 @@
 #   methods='dgl baselines' jobs=4 bash compare.sh              # four runs at a time
 #   methods=all plan=1 bash compare.sh >runs.txt                # one line per run, for a cluster; then without plan=1
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd "$(dirname "$0")"
 source utils/environment.sh
 ensure_packages >&2
 

@@ -3,7 +3,7 @@
 # Needs Python 3.10 or newer. About 3 minutes on 2 CPU cores once the packages are there.
 # Writes train_test_data/demo, train_test_data/.cache and ckpt/demo. If interrupted, run it again to resume.
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd "$(dirname "$0")"
 source utils/environment.sh
 ensure_packages
 root=train_test_data/demo/CREMA-D

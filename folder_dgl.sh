@@ -22,7 +22,7 @@ processes=${processes:-1}                   # one per GPU
 extract=${extract:-}                        # flags of data/Folder/extract.py, such as "--keep_damaged --fps 5"
 
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd "$(dirname "$0")"
 source utils/environment.sh
 ensure_packages
 run "$PYTHON" data/Folder/extract.py --root "$root" $extract

@@ -15,7 +15,7 @@ processes=${processes:-1}
 
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the networks are small: more threads are slower
-cd "$(dirname "$0")"
+CDPATH= cd "$(dirname "$0")"
 source utils/environment.sh
 ensure_packages
 train_and_validate --dataset MOSI "$@"

@@ -2,7 +2,7 @@
 # Set up .venv, unless the current Python has the packages, and run the style checks and the tests:
 #   bash test.sh [pytest arguments]
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd "$(dirname "$0")"
 source utils/environment.sh
 ensure_packages requirements-dev.txt
 "$PYTHON" -m ruff check .

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from utils.errors import InputError
 from utils.seeds import derived_seed
 
 PAPER = {"learning_rate": 0.002}  # in the authors' scripts; main_dgl.py has 0.001
@@ -96,8 +97,10 @@ def list_frames(folder):
     """Return the names of the frames in a folder, JPEG or PNG, in order; none if there is no such folder."""
     try:
         names = [name for name in os.listdir(folder) if name.endswith((".jpg", ".png")) and not name.startswith(".")]
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; allow reading it, or take its clip off the list") from None
     return tuple(map(sys.intern, sorted(names)))  # nearly all clips share their frames' names
 
 

@@ -32,14 +32,16 @@ def load_waveform(path, rate):
     Raises:
         InputError: the file is missing, unreadable or holds no sample.
     """
-    import librosa  # here, because its seconds are only for those who decode: a warm cache does without
+    import librosa.core.audio  # here, because its seconds are only for those who decode: a warm cache does without
 
     try:
         if reason := wav_fault(path):
             raise InputError(f"{path}: {reason}; restore it or take its clip off the split list")
         with open(path, "rb") as file:  # of a path that soundfile refuses, librosa would try other decoders
             samples, file_rate = librosa.load(file, sr=None)
-    except (OSError, RuntimeError):  # soundfile's errors are RuntimeErrors
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; restore it or take its clip off the split list") from None
+    except RuntimeError:  # soundfile's errors
         remedy = "restore it (`git lfs pull` if it is a Git LFS pointer) or take its clip off the split list"
         raise InputError(f"{path}: not a readable audio file; {remedy}") from None
     if not len(samples):
@@ -79,7 +81,9 @@ def load_image(path):
         with open(path, "rb") as file:
             content = np.frombuffer(file.read(), np.uint8)
         image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    except (OSError, cv2.error):
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; allow reading it, or extract the clip's frames again") from None
+    except cv2.error:
         image = None
     if image is None:
         raise InputError(f"{path}: not a readable image; extract the clip's frames again")

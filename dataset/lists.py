@@ -2,7 +2,7 @@
 
 import csv
 
-from utils.errors import InputError
+from utils.errors import InputError, warn_once
 from utils.files import looked_in
 
 
@@ -26,9 +26,11 @@ def read_rows(path, form, delimiter=",", remedy="get or make it as the dataset's
                 if len(row) != width:
                     raise InputError(f"{where}: {delimiter.join(row)!r} is not {form!r}; mend the line")
                 yield where, [cell.strip() for cell in row]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such list{looked_in(path)}; {remedy}") from None
-    except (OSError, UnicodeDecodeError, csv.Error):
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; allow reading it, or give another folder of lists") from None
+    except (UnicodeDecodeError, csv.Error):
         raise InputError(f"{path}: not a readable UTF-8 list of {form!r} rows; get or make it again") from None
     if empty:
         raise InputError(f"{path}: an empty list; get or make it again from clips that are there")
@@ -67,8 +69,28 @@ def read_split(path, classes, **missing):
     for where, (clip_id, name) in read_rows(path, "<id>,<class>", **missing):
         if name not in labels:
             raise InputError(f"{where}: {clip_id} has the unknown class {name!r}; known: {', '.join(classes)}")
-        rows.append((check_name(clip_id, where), labels[name]))
-    return rows
+        rows.append((where, check_name(clip_id, where), labels[name]))
+    return [(clip_id, label) for clip_id, label in without_repeats(path, rows)]
+
+
+def without_repeats(path, rows):
+    """Yield the rows (id, ...) of a list's rows (where, id, ...), each id once; warn of repeated rows.
+
+    Raises:
+        InputError: two rows of one id differ.
+    """
+    first, repeats = {}, 0
+    for where, clip_id, *rest in rows:
+        if clip_id not in first:
+            first[clip_id] = where, rest
+            yield clip_id, *rest
+        elif first[clip_id][1] == rest:
+            repeats += 1
+        else:
+            lines = f"{first[clip_id][0]} and {where.rpartition(', ')[2]}"
+            raise InputError(f"{lines}: {clip_id} has two classes or splits; remove one of the lines")
+    if repeats:
+        warn_once(f"{path}: {repeats} repeated row(s) are left out")
 
 
 def read_classes(path):
@@ -92,8 +114,8 @@ def read_vggsound(path):
     for where, (video, start, label, split) in read_rows(path, "<id>,<start>,<label>,<split>", remedy=remedy):
         if split not in ("train", "test"):
             raise InputError(f"{where}: the split is {split!r}, neither train nor test; mend the line")
-        rows.append((f"{check_name(video, where)}_{whole_number(start, where):06d}", label, split))
-    return rows
+        rows.append((where, f"{check_name(video, where)}_{whole_number(start, where):06d}", label, split))
+    return list(without_repeats(path, rows))
 
 
 def vggsound_aliases(clip_id):

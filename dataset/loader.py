@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 from dataset import build_dataset
 from dataset.leaks import warn_of_leaks
 from utils.errors import SIGNALS, InputError, warn_once
-from utils.pool import cores
+from utils.pool import cores, why_no_processes
 from utils.processes import first_process, rank, size
 from utils.seeds import derived_seed
 
@@ -97,6 +97,9 @@ def usable_workers(workers, batch_bytes):
         batch_bytes: size of a batch.
     """
     if workers == 0:
+        return 0
+    if reason := why_no_processes():
+        warn_once(f"{reason}; loading data without workers")
         return 0
     try:
         Listener().close()  # PyTorch passes a batch's file descriptor through a socket like this one

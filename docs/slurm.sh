@@ -11,7 +11,11 @@
 # resumes from the end of the last epoch; the interrupted epoch starts again.
 # Edit the script that the job runs, or set values before sbatch: alpha=5 sbatch docs/slurm.sh
 set -uo pipefail
-cd "${SLURM_SUBMIT_DIR:-.}"
+CDPATH= cd "${SLURM_SUBMIT_DIR:-.}"
+if [ ! -e utils/environment.sh ]; then
+  echo "error: $PWD: not the project's folder; submit the job from there" >&2
+  exit 2
+fi
 source utils/environment.sh
 run bash "${script:-cramed_dgl.sh}" "$@"
 status=$?

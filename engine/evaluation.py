@@ -8,6 +8,7 @@ import torch
 
 from engine.batchnorm import batches_kept, refresh_batchnorm
 from utils.batches import to_device
+from utils.errors import InputError
 from utils.processes import gather, size
 
 
@@ -41,8 +42,13 @@ def evaluate(model, loader, device):
     Returns:
         accuracies: {"fused": .., and each modality: ..}, 0 to 1.
         predictions: as `predict` returns them.
+
+    Raises:
+        InputError: a probability is not a number.
     """
     predictions = predict(model, loader, device)
+    if not all(values.isfinite().all() for values in predictions.values()):
+        raise InputError("the model's probabilities are not finite; use a lower --learning_rate")
     return {branch: accuracy(predictions, branch) for branch in model.branches}, predictions
 
 

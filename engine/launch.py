@@ -14,6 +14,8 @@ from torch.distributed.run import main
 
 if __name__ == "__main__":
     logging.disable(logging.ERROR)
+    if "--standalone" in sys.argv:  # on one machine, whose name need not resolve
+        sys.argv.insert(1, "--local_addr=127.0.0.1")
     try:
         main()
     except ChildFailedError as error:

@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import shlex
 import statistics
 from pathlib import Path
 
@@ -99,7 +100,7 @@ class RunLog:
             self.board.close()
         for name, row in rows.items():
             print(f"test accuracy, {name} epoch {row['epoch']}:  {format_values(row, [*row][1:])}")
-        print(f"validate with: python valid.py --ckpt_path {self.path('best.pth')}")
+        print(f"validate with: python valid.py --ckpt_path {shlex.quote(self.path('best.pth'))}")
 
 
 def format_values(row, names):

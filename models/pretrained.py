@@ -69,7 +69,10 @@ def published(backbone):
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     path = os.path.join(folder, os.path.basename(weights.url))
     if os.path.exists(path):
-        return tensors_in(path)
+        try:
+            return tensors_in(path)
+        except InputError:
+            raise InputError(f"--weights imagenet: {path} is damaged; remove it, so that it is fetched again") from None
     try:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no network; a file other than the published one

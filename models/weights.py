@@ -1,13 +1,19 @@
 """Weights in files: checkpoints of this project and of the authors' code, and state dicts."""
 
-import os
+import codecs
 import pickle
 import warnings
 
+import numpy as np
 import torch
 
 from utils.errors import InputError
 from utils.files import looked_in
+
+# what numbers of numpy are made of in a checkpoint, under the names of numpy 1 and 2; none of it runs code
+SCALAR = np.float64(0).__reduce__()[0]
+NUMBERS = [np.dtype, codecs.encode, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd")]
+NUMBERS += [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 def load_checkpoint(path):
@@ -24,8 +30,10 @@ def load_checkpoint(path):
         InputError: `path` is missing or no checkpoint.
     """
     checkpoint = read(path)
+    if is_state_dict(checkpoint):
+        checkpoint = {"model": dict(checkpoint)}
     weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not is_state_dict(weights):
         raise InputError(f"{path}: not a checkpoint of this project (no model in it); give best.pth of a run")
     authors = "settings" not in checkpoint
     classes, epoch = checkpoint.setdefault("classes", []), checkpoint.setdefault("epoch", None)
@@ -33,12 +41,13 @@ def load_checkpoint(path):
         (all(isinstance(name, str) for name in weights), "its weights have no names"),
         (is_plain(checkpoint.get("settings", {})), "no settings in it"),
         (isinstance(classes, list) and all(isinstance(name, str) for name in classes), "its classes are no names"),
-        (isinstance(epoch, (int, type(None))), "its epoch is no number"),
+        (isinstance(epoch, (int, np.integer, type(None))), "its epoch is no number"),
     ):
         if not usable:
             raise InputError(f"{path}: not a checkpoint of this project ({reason}); give best.pth of a run")
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}  # of DistributedDataParallel
+    checkpoint["model"] = weights
     if authors:
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
         weights = {name: value for name, value in weights.items() if not name.startswith("fusion_module.fc_auxi")}
         fusion = checkpoint.get("fusion", "concat")
         settings = {"fusion_method": "bilinear" if fusion == "film" else fusion, "modality": "full"}
@@ -53,17 +62,28 @@ def read(path):
     Raises:
         InputError: `path` is missing, or holds something else.
     """
-    if not os.path.exists(path):
-        raise InputError(f"{path}: no such file{looked_in(path)}; give a checkpoint, which main_dgl.py --train writes")
     try:
-        with warnings.catch_warnings():
+        with open(path, "rb"), warnings.catch_warnings(), torch.serialization.safe_globals(NUMBERS):
             warnings.simplefilter("ignore")  # torch.load warns about pickles that it then rejects
             return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file{looked_in(path)}; give a checkpoint, which main_dgl.py --train writes"
+        ) from None
+    except PermissionError as error:
+        raise InputError(f"{path}: {error.strerror}; allow reading it, or give another checkpoint") from None
     except pickle.UnpicklingError:
         reason = "no checkpoint, or one that would run code; only weights and plain settings are loaded"
         raise InputError(f"{path}: {reason}; give best.pth of a run") from None
     except Exception as error:  # torch.load raises nearly anything on a file that is no checkpoint
         raise InputError(f"{path}: not a checkpoint ({first_line(error)}); give best.pth of a run") from None
+
+
+def is_state_dict(weights):
+    """Return True if weights are tensors by name."""
+    return (
+        isinstance(weights, dict) and bool(weights) and all(isinstance(each, torch.Tensor) for each in weights.values())
+    )
 
 
 def is_plain(settings):

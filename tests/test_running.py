@@ -104,6 +104,17 @@ def test_little_shared_memory(corpus, tmp_path, size, filled):
         assert status == 0 and [line.startswith("warning: /dev/shm: too small") for line in lines] == [True], lines
 
 
+@pytest.mark.skipif(not can_mount(), reason="a file system may not be mounted here")
+def test_shared_memory_that_cannot_be_written(corpus, tmp_path):
+    """No process can be started; the run does without, with a warning for decoding and one for loading."""
+    steps = "mount -t tmpfs -o ro,size=1m tmpfs /dev/shm; exec"
+    flags = ["--epochs", 1, "--cache_path", tmp_path / "cache"]
+    before = f"exec unshare -m sh -c '{steps} \"$@\"' sh"
+    status, lines = ended(run_for_real(corpus, tmp_path / "run", *flags, before=before))
+    reasons = [line.partition(";")[0] for line in lines]
+    assert (status, reasons) == (0, ["warning: /dev/shm: Read-only file system"] * 2), lines
+
+
 @pytest.mark.parametrize("how", ["finished", "error", "SIGTERM", "killed worker"])
 def test_a_run_with_workers_ends_with_all_of_them(corpus, tmp_path, how):
     shutil.copytree(corpus, tmp_path / "corpus", ignore=shutil.ignore_patterns(".cache"))

@@ -8,7 +8,8 @@ refuse() {
 
 if [ -e .venv ]; then
   PYTHON=.venv/bin/python
-  [ -x "$PYTHON" ] || refuse ".venv: its Python is gone; remove the folder (rm -r .venv) and start again"
+  reason=$("$PYTHON" -c '' 2>&1) ||
+    refuse ".venv: its Python cannot be started (${reason##*: }); allow running it, or remove .venv and start again"
 else
   PYTHON=$(command -v python3 || command -v python || echo false)
 fi

@@ -71,6 +71,14 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, **kwargs)
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does, with `~` of a path expanded also in --flag=~/path, where shells leave it."""
+        words = []
+        for word in sys.argv[1:] if args is None else args:
+            flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+            words.append(flag + equals + (os.path.expanduser(value) if value.startswith("~/") else value))
+        return super().parse_known_args(words, namespace)
+
     def error(self, message):
         unknown = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
         meant = [flag for flag in self._option_string_actions if is_meant(unknown, flag)]

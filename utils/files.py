@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and locks."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -111,7 +112,15 @@ def written_whole(target, unfinished):
     try:
         yield path
         target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
+        try:
+            path.rename(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            beside = target.with_name(f".{target.name}.partial")  # the folder is a link to another disk
+            remove(beside)
+            shutil.move(path, beside)
+            beside.rename(target)
     finally:
         remove(path)
 

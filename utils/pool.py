@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from pebble import ProcessExpired, ProcessPool
 
+from utils.errors import warn_once
 from utils.progress import progress_bar
 
 IN_FLIGHT = 2  # jobs handed to the pool per worker: enough to keep it busy, few to wait for when it is interrupted
@@ -60,6 +61,12 @@ def each_clip(function, jobs, workers=None, description=None, start=None, limit=
     """
     waiting, once_more = list(reversed(jobs)), set()
     with progress_bar(total=len(jobs), desc=description, unit="clip") as progress:
+        if waiting and (reason := why_no_processes()):
+            warn_once(f"{reason}; clips are processed one after the other, without worker processes")
+            for name in jobs:
+                yield name, attempt(function, jobs[name])
+                progress.update()
+            return
         while waiting:
             for name, future in run_pool(function, jobs, waiting, workers or cores(), start, limit):
                 try:
@@ -76,6 +83,15 @@ def each_clip(function, jobs, workers=None, description=None, start=None, limit=
                     result = ClipError(f"hung: its decoder did not end within {limit:g} s; download it again")
                 progress.update()
                 yield name, result
+
+
+def why_no_processes():
+    """Return why no worker process can be started here, "" if nothing speaks against it."""
+    try:
+        multiprocessing.Lock()  # Linux keeps it in /dev/shm
+    except OSError as error:
+        return f"/dev/shm: {error.strerror}"
+    return ""
 
 
 def run_pool(function, jobs, waiting, workers, start, limit):

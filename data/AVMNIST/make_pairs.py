@@ -70,7 +70,7 @@ def find_recordings(folder):
         InputError: there are none of a split, or one has another name or is damaged.
     """
     recordings = {split: {} for split in SETS}
-    for path in sorted(folder.glob("*.wav")):
+    for path in sorted(folder.glob("[!.]*.wav")):
         digit, split = parse_id(path.stem)
         if fault := sound_fault(path):
             raise InputError(f"{path}: {fault}; get it again, or remove it to pair the others")

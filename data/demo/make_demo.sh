@@ -3,7 +3,7 @@
 # `make_demo.sh hard` makes harder clips, for comparisons, under train_test_data/demo-hard/CREMA-D.
 # Files that exist are kept.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+CDPATH= cd "$(dirname "$0")/../.."
 source utils/environment.sh
 ensure_packages
 grade=${1:-easy}

@@ -1,0 +1,186 @@
+"""Check what machines, launchers, shells and users do to the scripts: one test for each kind of trouble."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+
+import main_dgl
+from data.AVMNIST.make_pairs import find_recordings
+from dataset.lists import read_split
+from engine import provenance
+from models.weights import load_checkpoint
+from tests.conftest import ROOT, SMALL, data_flags, run_here
+from utils import files
+from utils.errors import InputError, OneLineParser, warn_once
+
+
+def started(code, **changes):
+    """Run Python code in an interpreter of its own, in the project's folder -> its output."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")} | changes
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, {"MATPLOTLIBRC": "/proc/self/exe"}],
+    ids=["notebook", "binary settings"],
+)
+def test_figures_are_the_same_whatever_the_settings_of_matplotlib(changes):
+    code = "import engine.figures, matplotlib as m; print(m.get_backend(), m.rcParams['figure.dpi'])"
+    assert started(code, **changes) == "agg 100.0"
+
+
+@pytest.mark.parametrize("given", [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}])
+def test_half_of_a_launchers_variables_is_one_process(given):
+    code = "import os, utils; print(sum(name in os.environ for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')))"
+    assert started(code, **given) == "0"
+    others = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    assert started(code, **given | others) == str(len({*given, "WORLD_SIZE"}))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+def test_without_a_home_packages_get_a_folder_of_this_user():
+    """As in a container that is started as another user: /root is no home for the user 12345."""
+    code = "import os, utils; print(os.environ.get('NUMBA_CACHE_DIR'))"
+    become = "import os; os.setgid(12345); os.setuid(12345); "
+    with tempfile.TemporaryDirectory() as temporary:  # pytest's own folders are closed to other users
+        os.chmod(temporary, 0o777)
+        act = f"import utils; {become}utils.give_packages_a_folder(); {code}"
+        assert started(act, HOME="/", TMPDIR=temporary) == f"{temporary}/dgl-12345/numba_cache_dir"
+        assert os.stat(f"{temporary}/dgl-12345").st_mode & 0o777 == 0o700
+        assert started(code, HOME=temporary) == "None"
+
+
+def test_a_file_name_that_is_not_utf8_does_not_end_a_run(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    subprocess.run(["git", "-C", tmp_path, "config", "core.quotepath", "false"], check=True)
+    (tmp_path / "engine").mkdir()
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w"):
+        pass
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "engine" / "provenance.py"))
+    assert provenance.changes() == ["caf�.txt"]
+
+
+def test_rows_that_repeat_are_left_out_and_rows_that_differ_refused(tmp_path, capsys):
+    warn_once.cache_clear()
+    path = tmp_path / "train.csv"
+    path.write_text("a,ANG\nb,SAD\na,ANG\na,ANG\n")
+    assert read_split(path, ("ANG", "SAD")) == [("a", 0), ("b", 1)]
+    assert capsys.readouterr().err == f"warning: {path}: 2 repeated row(s) are left out\n"
+    path.write_text("a,ANG\nb,SAD\na,SAD\n")
+    with pytest.raises(InputError, match=f"{path}, line 1 and line 3: a has two classes or splits"):
+        read_split(path, ("ANG", "SAD"))
+
+
+def test_companions_of_files_are_no_recordings(tmp_path):
+    import soundfile
+
+    for name in ("3_theo_0", "3_theo_9"):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(800), 8000)
+        (tmp_path / f"._{name}.wav").write_bytes(b"\0\5\x16\7")
+    assert find_recordings(tmp_path) == {"train": {"3_theo_9": "3"}, "test": {"3_theo_0": "3"}}
+
+
+def test_a_home_folder_is_expanded_in_every_form(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = OneLineParser()
+    parser.add_argument("--root")
+    parser.add_argument("--split_path")
+    args = parser.parse_args(["--root=~/a=b", "--split_path", "~/lists"])
+    assert (args.root, args.split_path) == ("/home/me/a=b", "/home/me/lists")
+
+
+def test_an_output_folder_on_another_disk(tmp_path, monkeypatch):
+    """Renaming is refused across disks; the file is whole or not there, and nothing else is left."""
+    real = files.Path.rename
+
+    def rename(path, target):
+        if path.parent != target.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return real(path, target)
+
+    monkeypatch.setattr(files.Path, "rename", rename)
+    (tmp_path / "unfinished").mkdir()
+    for _ in range(2):
+        with files.written_whole(tmp_path / "disk" / "clip", tmp_path / "unfinished") as path:
+            path.mkdir()
+            (path / "00000.jpg").write_text("frame")
+        assert (tmp_path / "disk" / "clip" / "00000.jpg").read_text() == "frame"
+        assert [*os.listdir(tmp_path / "disk"), *os.listdir(tmp_path / "unfinished")] == ["clip"]
+        shutil.rmtree(tmp_path / "disk" / "clip")
+
+
+def test_a_run_that_diverges_in_its_only_step_is_not_saved(corpus, tmp_path, capsys):
+    flags = ["--train", *data_flags(corpus), *SMALL, "--epochs", 1, "--batch_size", 100, "--learning_rate", 1e18]
+    with pytest.raises(SystemExit) as end:
+        run_here(main_dgl, *flags, "--num_workers", 0, "--ckpt_path", tmp_path)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and "not finite" in error.splitlines()[-1] and not (tmp_path / "best.pth").exists()
+
+
+@pytest.mark.parametrize("name", ["numpy 2", "numpy 1", "DistributedDataParallel", "state dict"])
+def test_checkpoints_as_others_write_them(tmp_path, name):
+    whole = {"model": {"audio_net.conv1.weight": torch.rand(2, 3)}, "settings": {"alpha": 4.0}, "epoch": 2}
+    path, prefixed = tmp_path / "other.pth", {f"module.{key}": value for key, value in whole["model"].items()}
+    changed = {
+        "numpy 2": whole | {"epoch": np.int64(3), "accuracy": np.float32(0.5)},
+        "numpy 1": whole | {"epoch": np.int64(3)},
+        "DistributedDataParallel": whole | {"model": prefixed},
+        "state dict": prefixed,
+    }[name]
+    torch.save(changed, path, _use_new_zipfile_serialization=name != "numpy 1")
+    if name == "numpy 1":  # which has its scalars in a module of another name
+        content = path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+        assert b"numpy.core.multiarray" in content
+        path.write_bytes(content)
+    read = load_checkpoint(path)
+    assert read["epoch"] == (3 if "numpy" in name else None if name == "state dict" else whole["epoch"])
+    assert read["model"].keys() == whole["model"].keys()
+    assert all(torch.equal(read["model"][key], value) for key, value in whole["model"].items())
+
+
+def test_the_reason_is_the_operating_systems(tmp_path, capsys, monkeypatch):
+    """Permissions are reported as such; root may read everything, so the refusal is simulated."""
+    (tmp_path / "best.pth").write_bytes(b"")
+    (tmp_path / "train.csv").write_text("a,ANG\n")
+    real = open
+
+    def refused(path, *rest, **more):
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr("builtins.open", refused)
+    for act in (lambda: load_checkpoint(tmp_path / "best.pth"), lambda: read_split(tmp_path / "train.csv", ("ANG",))):
+        with pytest.raises(InputError, match=r": Permission denied; allow reading it"):
+            act()
+
+
+def test_a_shell_with_a_search_path_for_folders_stays_in_the_project(tmp_path):
+    """With CDPATH set, `cd folder` of a script that is called by a relative name would lead elsewhere."""
+    elsewhere = tmp_path / ROOT.name
+    (elsewhere / "utils").mkdir(parents=True)
+    (elsewhere / "utils" / "environment.sh").write_text("echo another project; exit 1\n")
+    command = ["bash", f"{ROOT.name}/cramed_dgl.sh", "--no_such_flag"]
+    environment = os.environ | {"CDPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "--no_such_flag" in done.stderr and "another" not in done.stdout
+
+
+def test_a_job_that_is_submitted_from_elsewhere_is_refused(tmp_path):
+    environment = os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path)}
+    done = subprocess.run(["bash", ROOT / "docs" / "slurm.sh"], env=environment, capture_output=True, text=True)
+    assert (
+        done.returncode == 2
+        and done.stderr == f"error: {tmp_path}: not the project's folder; submit the job from there\n"
+    )
