@@ -9,6 +9,7 @@ The multimodal loss reaches everything, as in joint training. The mean over the 
 those of the journal version (TPAMI 2024, eq. 6 and 7); with two modalities they are CVPR's eq. 8 and 9.
 Three things are the published code's, not the paper's: the window of epochs 0 to 50, that only convolutions are
 modulated, and noise by each tensor's own deviation (the paper: covariance of the gradient over clips, eq. 12, 13).
+Of an encoder without convolutions all parameters are modulated, as in the paper's Algorithm 1.
 Defaults: ogm_alpha 0.1 (the code's for VGGSound; 0.8 for CREMA-D).
 """
 
@@ -29,7 +30,9 @@ class OGM(Joint):
         scores = torch.stack([true_probability(outputs[name].logits - shared, label) for name in model.modalities])
         rho = mean_over_others(scores, torch.div)
         for name, coefficient in zip(model.modalities, self.coefficients(rho), strict=True):
-            for gradient in (parameter.grad for parameter in model.encoder_parameters(name) if parameter.dim() == 4):
+            parameters = list(model.encoder_parameters(name))
+            convolutions = [parameter for parameter in parameters if parameter.dim() == 4]
+            for gradient in (parameter.grad for parameter in convolutions or parameters):
                 deviation = gradient.std()
                 gradient *= coefficient
                 if self.noise:  # in the order of shape, not of memory: on the CPU drawn in a sixth of the time

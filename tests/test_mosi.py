@@ -2,15 +2,18 @@
 
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 import main_dgl
 import valid
 from dataset import build_dataset
 from dataset.mosi import FILES, MOSI
-from engine.build import build_model
+from engine.build import build, build_model
 from methods import METHODS
 from tests.conftest import run_here, settings_of
 from utils.errors import InputError
@@ -68,6 +71,35 @@ def test_val_ratio_holds_out_by_class_and_seed(root):
     assert not train.keys() & val.keys() and len(train) + len(val) == CLIPS["train"]
     assert sorted(val.values()) == [0] * 4 + [1] * 4
     assert ids("val", 0) == val != ids("val", 1) and len(ids("test", 0)) == CLIPS["test"]
+
+
+def test_ogm_modulates_all_parameters_of_encoders_without_convolutions():
+    """The encoder of the leading modality gets k times the gradient of joint training, the others their own."""
+    torch.manual_seed(0)
+    gradients = {}
+    for method in ("joint", "ogm"):
+        settings = settings_of("--dataset", "MOSI", "--method", method, *["--ogm_alpha", 0.6] * (method == "ogm"))
+        model, rule = build(settings, torch.device("cpu"))
+        generator = torch.Generator().manual_seed(1)
+        inputs = {name: torch.randn(8, width, generator=generator) for name, width in MOSI.inputs.items()}
+        label = torch.arange(8) % 2
+        outputs = rule.step(model, inputs, label)
+        rule.epoch = 0
+        rule.adjust_gradients(model, outputs, label)
+        gradients[method] = {name: p.grad.clone() for name, p in model.named_parameters()}
+    bias, label = model.fusion_module.fc_out.bias.detach(), torch.arange(8) % 2
+    scores = {
+        name: F.softmax(output.logits - 2 / 3 * bias, 1)[range(8), label].sum()
+        for name, output in outputs.items()
+        if name in MOSI.inputs
+    }
+    for name, score in scores.items():
+        rho = sum(score / other for key, other in scores.items() if key != name) / 2
+        factor = 1 - math.tanh(0.6 * rho) if rho > 1 else 1
+        for key, gradient in gradients["joint"].items():
+            if key.startswith(f"{name}_net"):
+                torch.testing.assert_close(gradients["ogm"][key], factor * gradient)
+    assert any(not torch.equal(gradients["ogm"][key], gradient) for key, gradient in gradients["joint"].items())
 
 
 def edit(row, column, value):
