@@ -8,6 +8,7 @@
 # Finished runs are kept and interrupted runs resume: interrupt it, or add a seed, and run the same command again.
 # The best epoch is chosen on a tenth of the training clips, held out (AV-MNIST: a fifth). Flags given here go to every
 # training run, and flags of one method only to the runs of that method; the lists set method, alpha and seed:
+#   dataset=CREMAD val_ratio=0 bash compare.sh                  # the paper's protocol
 #   bash compare.sh                                             # the demo
 #   dataset=CREMAD seeds=0 alphas='1 2 4 8' bash compare.sh --epochs 50
 #   methods='dgl baselines' jobs=4 bash compare.sh              # four runs at a time
@@ -20,13 +21,20 @@ ensure_packages >&2
 dataset=${dataset:-demo}                               # demo, or a name that --dataset takes
 # values of --method, or the groups unimodal, baselines, ablations, all
 methods=${methods:-"unimodal joint joint_uni ogm_ge dgl"}
-alphas=${alphas:-4}                                    # for the methods that have alpha, dgl and its ablations
+alphas=${alphas:-}                                     # of dgl and its ablations (default: that of the dataset's script)
 seeds=${seeds:-"0 1 2"}
+val_ratio=${val_ratio:-}                               # share of training clips held out to choose the best epoch on;
+                                                       # 0: on the test clips, as in the paper, which flatters all
 reference=${reference:-}                               # what others are compared with (default: joint_uni, if it ran)
 out=${out:-ckpt/compare/$dataset}
 jobs=${jobs:-1}                                        # runs at a time, one per GPU, or each on its part of the cores
 plan=${plan:-}                                         # 1: print the runs, one command per line, and start none
 
+case $dataset in
+  KineticSound | kinect400) alphas=${alphas:-3} ;;
+  VGGSound) alphas=${alphas:-2} ;;
+  *) alphas=${alphas:-4} ;;
+esac
 case $dataset in
   demo)
     bash data/demo/make_demo.sh hard >&2
@@ -50,6 +58,6 @@ case $dataset in
 esac
 
 run "$PYTHON" -m analysis.runner --out "$out" --methods $methods --alphas $alphas --seeds $seeds \
-  --jobs "$jobs" ${plan:+--plan} -- --val_ratio 0.1 "${flags[@]}" "$@"
+  --jobs "$jobs" ${plan:+--plan} -- --val_ratio 0.1 "${flags[@]}" ${val_ratio:+--val_ratio "$val_ratio"} "$@"
 [ "$plan" ] || "$PYTHON" -m analysis.comparison "$out" ${reference:+--reference "$reference"}
 [ "$plan" ] || [[ " $* " != *" --log_suppression "* ]] || "$PYTHON" -m analysis.suppression "$out"

@@ -9,6 +9,7 @@
 # resumes an interrupted run, and validates a finished one:
 #   alpha=5 bash kinect400_dgl.sh
 #   bash kinect400_dgl.sh --fusion_method gated --val_ratio 0.1
+#   processes=4 bash kinect400_dgl.sh                # on 4 GPUs; on Slurm: docs/clusters.md
 alpha=${alpha:-3}                           # weight of the unimodal losses
 learning_rate=${learning_rate:-0.002}
 lr_decay_step=${lr_decay_step:-70}          # epochs, counted from 0

@@ -2,13 +2,15 @@
 # DGL on Kinetics-Sounds: train, then validate the best epoch.
 # Hardware:  meant for one GPU; runs on CPU cores too, slowly.
 # Time:      not measured.
-# Accuracy:  the authors note 75.10 and 76.28 (alpha 3, two runs) and 74.78 (alpha 2) for their own script.
+# Accuracy:  the paper has 74.78 (audio 52.89, visual 60.11); their code notes 75.10 and 76.28.
+#            Ours: not measured.
 # Data:      train_test_data/kinect_sound, see data/KineticSound/README.md.
 # Edit a setting below, or set it for one run. Flags of main_dgl.py after the script's name override settings. Every
 # combination of settings has its own folder, such as ckpt/kineticsound/dgl-alpha3-seed0. The same command again
 # resumes an interrupted run, and validates a finished one:
 #   alpha=5 bash ks_dgl.sh
 #   bash ks_dgl.sh --fusion_method gated --val_ratio 0.1
+#   processes=4 bash ks_dgl.sh                          # on 4 GPUs; on Slurm: docs/clusters.md
 alpha=${alpha:-3}                           # weight of the unimodal losses
 learning_rate=${learning_rate:-0.002}
 lr_decay_step=${lr_decay_step:-70}          # epochs, counted from 0

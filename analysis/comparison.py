@@ -272,6 +272,15 @@ def notes(runs, differences, reference):
             f"Differences from {label(*reference)} are in points, of the seeds that both have, with 95 % intervals "
             f"over seeds and clips; {CLEAR} marks those whose interval leaves out 0."
         )
+    else:
+        lines.append(
+            f"No differences: {METHODS[REFERENCE].label} did not run, or with several settings; --reference names "
+            "another method."
+        )
+    if any(entry.get("chosen_on") == "test" for entries in runs.values() for entry in entries):
+        lines.append(
+            "Best epochs were chosen on the test clips, as in the literature: new clips give lower accuracies."
+        )
     if lacking := [label(*key) for key, found in differences.items() if not found and key != reference]:
         lines.append(f"Without predictions.csv, of other clips, or without a seed in common: {', '.join(lacking)}.")
     return "".join(f"\n{line}\n" for line in lines)

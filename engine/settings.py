@@ -65,6 +65,8 @@ def parse_training(argv=None):
 def complete(settings):
     """Return settings {name: value} as a Namespace, resolved, with the dataset's paths and number of frames."""
     settings = resolve(settings)
+    if settings.get("val_ratio") == 0:
+        settings["val_ratio"] = None
     return Namespace(**DATASETS[settings["dataset"]].complete(settings))
 
 

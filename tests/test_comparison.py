@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,8 +19,9 @@ import pytest
 
 from analysis import comparison, runner
 from analysis.significance import Difference
+from engine.settings import parse_training
 from methods import METHODS
-from tests.conftest import SMALL, data_flags, run_here, settings_of
+from tests.conftest import ROOT, SMALL, data_flags, run_here, settings_of
 from utils.pool import cores
 
 SETTINGS = {"modality": "full", "method": "dgl", "modulation": "Normal", "alpha": 4.0, "no_mgt": False, "no_ugt": False}
@@ -44,7 +46,7 @@ def write_run(folder, rng, older=False, **settings):
     (folder / "best.json").write_text(json.dumps(figures[1]))
     (folder / "last.json").write_text(json.dumps(figures[2]))
     best, last = ({name: value for name, value in row.items() if name != "linear_probe"} for row in figures[1:])
-    result = {"best": best, "last": last, "settings": SETTINGS | settings}
+    result = {"best": best, "last": last, "settings": SETTINGS | settings, "chosen_on": split["split"]}
     (folder / "result.json").write_text(json.dumps(result))
     return figures[1]
 
@@ -401,6 +403,29 @@ def test_a_wrong_reference_is_one_line(tmp_path, capsys, case):
         run_here(comparison, tmp_path, "--reference", name)
     error = capsys.readouterr().err
     assert end.value.code == 2 and len(error.splitlines()) == 1 and f"--reference {name}" in error and words in error
+
+
+@pytest.mark.parametrize(("method", "val_ratio"), [("joint", None), ("joint_uni", 0.1)])
+def test_the_table_says_why_it_has_no_differences_and_what_chose_the_epochs(tmp_path, capsys, method, val_ratio):
+    for seed, name in enumerate((method, "dgl")):
+        write_run(tmp_path / name, np.random.default_rng(seed), method=name, val_ratio=val_ratio)
+    run_here(comparison, tmp_path)
+    text = (tmp_path / "comparison.md").read_text()
+    assert ("No differences: joint+uni did not run" in text) == (method == "joint")
+    assert ("Best epochs were chosen on the test clips" in text) == (val_ratio is None)
+
+
+@pytest.mark.parametrize("dataset", ["CREMAD", "KineticSound", "kinect400", "VGGSound", "AVE", "MOSI", "Folder"])
+def test_compare_has_the_alpha_of_the_datasets_script(forking, dataset):
+    """And with val_ratio=0 the paper's protocol: no clips are held out."""
+    scripts = [path for path in ROOT.glob("*_dgl.sh") if f"--dataset {dataset} " in path.read_text().replace("\n", " ")]
+    (alpha,) = {re.search(r"alpha:-(\d)", path.read_text())[1] for path in scripts}
+    environment = os.environ | {"dataset": dataset, "methods": "dgl", "seeds": "0", "plan": "1", "val_ratio": "0"}
+    command = ["bash", forking / "compare.sh"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert f"--alphas {alpha} " in done.stdout and "--val_ratio 0.1" in done.stdout
+    flags = shlex.split(done.stdout)[shlex.split(done.stdout).index("--") + 1 :]
+    assert parse_training(["--train", *flags])[0].val_ratio is None
 
 
 def test_runs_of_other_clips_have_no_difference(tmp_path, capsys):

@@ -42,6 +42,7 @@ def number_that(holds, words):
 
 positive = number_that(lambda value: value > 0, "above 0")
 ratio = number_that(lambda value: 0 < value < 1, "between 0 and 1")
+below_one = number_that(lambda value: value < 1, "below 1")
 share = number_that(lambda value: value <= 1, "at most 1")
 number, count, one_or_more = at_least(0, float), at_least(0), at_least(1)
 
@@ -141,9 +142,9 @@ FLAGS = (  # name, type or choices, default, metavar, help
         ("num_frame", one_or_more, None, "N", "frames per clip (default: the dataset's); clips with fewer are skipped"),
         ("image_size", at_least(32), 224, "PIXELS", "side of the square frames; 64 suits small machines"),
         (
-            "val_ratio", ratio, None, "R",
+            "val_ratio", below_one, None, "R",
             "hold out this share of the training clips, stratified and by seed, and choose the best epoch on them "
-            "(default: none; the best epoch is chosen on the test set, as in the literature)",
+            "(default: none, as 0; the best epoch is chosen on the test set, as in the literature)",
         ),
         ("test_share", ratio, 0.2, "R", "Folder without test/: share of each class held out for testing, by seed"),
         ("audio_seconds", at_least(0.5, float), 3.0, "S", "Folder: seconds of audio; shorter audio is repeated"),
