@@ -83,19 +83,18 @@ def curves_figure(log, title=""):
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     for number, branch in enumerate(branches_of(log[-1])):
-        for axes, name, style, label in (
-            (losses, loss_name(branch), "-", branch),
-            (accuracies, branch, "-", f"{branch}, {log[-1]['split']}"),
-            (accuracies, f"train_{branch}", ":", f"{branch}, training"),
+        for axes, name, style, marker, label in (
+            (losses, loss_name(branch), "-", "o", branch),
+            (accuracies, branch, "-", "o", f"{branch}, {log[-1]['split']}"),
+            (accuracies, f"train_{branch}", ":", "x", f"{branch}, training"),
         ):
-            marker = "o" if len(log) <= 30 else None
-            values = [row[name] for row in log]
-            axes.plot(epochs, values, style, color=f"C{number}", label=label, marker=marker, markersize=3)
+            shown = {"marker": marker, "markersize": 4} if len(log) <= 30 else {}  # one epoch has no line
+            axes.plot(epochs, [row[name] for row in log], style, color=f"C{number}", label=label, **shown)
     losses.set_ylabel("training loss (cross-entropy)")
     accuracies.set_ylabel("accuracy")
     accuracies.set_ylim(-0.02, 1.02)
     best = best_of(log)
-    accuracies.plot(best["epoch"], best["fused"], "*", color="black", markersize=11, zorder=3)
+    accuracies.plot(best["epoch"], best["fused"], "*", color="black", fillstyle="none", markersize=16, zorder=3)
     accuracies.set_title(f"★ best epoch, {best['epoch']}", loc="right", fontsize=10)
     rates = [row["learning_rate"] for row in log]
     for axes in (losses, accuracies):

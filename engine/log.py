@@ -55,7 +55,7 @@ class RunLog:
     def start(self, model, data, device):
         """Print what is trained; measure the losses of the untrained model, which G-Blending needs of earlier runs."""
         method, steps = label(*describe(vars(self.settings))), len(data.train)
-        print(f"training on {device}, {method}, {steps} steps an epoch, checkpoints in {self.settings.ckpt_path}")
+        print(f"training on {device}, {method}, {steps} step(s) per epoch, checkpoints in {self.settings.ckpt_path}")
         if data.chosen_on == "val" and not self.rows:
             losses = untrained_losses(model, data, self.settings.batch_size, device)
             if self.first:

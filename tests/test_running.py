@@ -237,8 +237,12 @@ def test_a_failed_installation_leaves_nothing(project):
     assert done.returncode == 2 and "could not be installed" in done.stderr and not (project / ".venv").exists()
 
 
-def test_an_environment_without_its_python_is_told(project):
+@pytest.mark.parametrize("reason", ["No such file or directory", "Permission denied"])
+def test_an_environment_without_its_python_is_told(project, reason):
     (project / ".venv" / "bin").mkdir(parents=True)
-    (project / ".venv" / "bin" / "python").symlink_to(project / "gone")
+    (project / ".venv" / "bin" / "python").symlink_to(project / "python of another user")
+    if reason == "Permission denied":
+        (project / "python of another user").touch(mode=0o600)
     done = python_that(project, "exit 0")
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "rm -r .venv" in done.stderr
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert reason in done.stderr and "rm -r .venv" in done.stderr

@@ -9,7 +9,7 @@ refuse() {
 if [ -e .venv ]; then
   PYTHON=.venv/bin/python
   reason=$("$PYTHON" -c '' 2>&1) ||
-    refuse ".venv: its Python cannot be started (${reason##*: }); allow running it, or remove .venv and start again"
+    refuse ".venv: its Python cannot be started (${reason##*: }); allow that, or remove it (rm -r .venv) and start again"
 else
   PYTHON=$(command -v python3 || command -v python || echo false)
 fi
