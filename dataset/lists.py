@@ -127,6 +127,8 @@ def vggsound_aliases(clip_id):
 def read_ave(path):
     """A list of AVE, rows `category&id&quality&start&end` -> [(id, category), ...].
 
+    A row is an event; of a video with several, which may be of two categories, all are kept, with a warning.
+
     Raises:
         InputError: the list or a row is wrong.
     """
@@ -135,4 +137,6 @@ def read_ave(path):
         for seconds in (start, end):
             whole_number(seconds, where)
         rows.append((check_name(clip_id, where), category))
+    if repeats := len(rows) - len({clip_id for clip_id, _ in rows}):
+        warn_once(f"{path}: {repeats} row(s) are of a video that another row has too; all are used")
     return rows

@@ -1,6 +1,7 @@
 """TensorBoard: a run's series by epoch and by step, its settings, and its confusion matrices."""
 
 import os
+import threading
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -24,6 +25,12 @@ def series_of(name, row):
     return f"accuracy/{name}" if name in branches_of(row) else None
 
 
+def report_thread(error):
+    """Report what ends a thread, but not that nothing can be written: the next call of the writer raises that too."""
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
+
+
 class Board:
     """TensorBoard's files of one run.
 
@@ -42,6 +49,7 @@ class Board:
 
     def __init__(self, folder, settings, rows, first_step=None):
         self.steps, self.step = None, first_step
+        threading.excepthook = report_thread
         try:
             self.epochs = SummaryWriter(folder, purge_step=0)
             if first_step is not None:

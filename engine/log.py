@@ -15,6 +15,7 @@ from engine.folder import write_record
 from engine.meter import branches_of, loss_name
 from engine.settings import in_words, label
 from methods import describe
+from utils.errors import warn_once
 from utils.files import write_csv, write_json, write_text
 from utils.processes import rank
 
@@ -73,8 +74,17 @@ class RunLog:
             return
         self.write_rows()
         print(summary(self.rows, self.settings.epochs), flush=True)
-        if self.board:
-            self.board.add_epoch(row, steps)
+        self.show_on_board("add_epoch", row, steps)
+
+    def show_on_board(self, method, *arguments):
+        """Call a method of the Board, if there is one; where nothing can be written any more the run does without."""
+        if not self.board:
+            return
+        try:
+            getattr(self.board, method)(*arguments)
+        except OSError as error:
+            self.board = None
+            warn_once(f"TensorBoard: {error.strerror}; nothing more is written for it, free space for the next run")
 
     def write_rows(self):
         write_text(self.path("log.jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
@@ -95,9 +105,8 @@ class RunLog:
         save_figure(confusion, self.path("confusion.png"))
         save_figure(curves_figure(self.rows, title), self.path("curves.png"))
         rows = {name: result[name] for name in ("best", "last")}
-        if self.board:
-            self.board.add_result(rows, confusion)
-            self.board.close()
+        self.show_on_board("add_result", rows, confusion)
+        self.show_on_board("close")
         for name, row in rows.items():
             print(f"test accuracy, {name} epoch {row['epoch']}:  {format_values(row, [*row][1:])}")
         print(f"validate with: python valid.py --ckpt_path {shlex.quote(self.path('best.pth'))}")

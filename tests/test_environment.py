@@ -13,7 +13,7 @@ import torch
 
 import main_dgl
 from data.AVMNIST.make_pairs import find_recordings
-from dataset.lists import read_split
+from dataset.lists import read_ave, read_split
 from engine import provenance
 from models.weights import load_checkpoint
 from tests.conftest import ROOT, SMALL, data_flags, run_here
@@ -59,6 +59,7 @@ def test_without_a_home_packages_get_a_folder_of_this_user():
         assert started(act, HOME="/", TMPDIR=temporary) == f"{temporary}/dgl-12345/numba_cache_dir"
         assert os.stat(f"{temporary}/dgl-12345").st_mode & 0o777 == 0o700
         assert started(code, HOME=temporary) == "None"
+        assert started(act, HOME="", TMPDIR=temporary) == f"{temporary}/dgl-12345/numba_cache_dir"
 
 
 def test_a_file_name_that_is_not_utf8_does_not_end_a_run(tmp_path, monkeypatch):
@@ -80,6 +81,14 @@ def test_rows_that_repeat_are_left_out_and_rows_that_differ_refused(tmp_path, ca
     path.write_text("a,ANG\nb,SAD\na,SAD\n")
     with pytest.raises(InputError, match=f"{path}, line 1 and line 3: a has two classes or splits"):
         read_split(path, ("ANG", "SAD"))
+
+
+def test_videos_of_ave_with_several_events_are_kept_with_a_warning(tmp_path, capsys):
+    warn_once.cache_clear()
+    path = tmp_path / "trainSet.txt"
+    path.write_text("Church bell&a&good&0&5\nBanjo&b&good&0&9\nBanjo&a&good&5&9\n")
+    assert read_ave(path) == [("a", "Church bell"), ("b", "Banjo"), ("a", "Banjo")]
+    assert capsys.readouterr().err.startswith(f"warning: {path}: 1 row(s) are of a video that another row has too")
 
 
 def test_companions_of_files_are_no_recordings(tmp_path):

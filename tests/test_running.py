@@ -105,6 +105,17 @@ def test_little_shared_memory(corpus, tmp_path, size, filled):
 
 
 @pytest.mark.skipif(not can_mount(), reason="a file system may not be mounted here")
+def test_a_full_disk_under_tensorboard_is_one_warning(corpus, tmp_path):
+    (tmp_path / "board").mkdir()
+    steps = f"mount -t tmpfs -o size=8k tmpfs {tmp_path}/board; exec"
+    flags = ["--epochs", 2, "--num_workers", 0, "--use_tensorboard", "--tensorboard_path", tmp_path / "board"]
+    before = f"exec unshare -m sh -c '{steps} \"$@\"' sh"
+    status, lines = ended(run_for_real(corpus, tmp_path / "run", *flags, before=before))
+    assert status == 0 and (tmp_path / "run" / "result.json").exists()
+    assert [line.partition(";")[0] for line in lines] == ["warning: TensorBoard: No space left on device"], lines
+
+
+@pytest.mark.skipif(not can_mount(), reason="a file system may not be mounted here")
 def test_shared_memory_that_cannot_be_written(corpus, tmp_path):
     """No process can be started; the run does without, with a warning for decoding and one for loading."""
     steps = "mount -t tmpfs -o ro,size=1m tmpfs /dev/shm; exec"

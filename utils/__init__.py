@@ -32,7 +32,8 @@ def is_writable(folder):
 
 def give_packages_a_folder():
     """Let packages keep compiled code in a folder of this user's where the home folder cannot be written."""
-    if os.name == "posix" and not is_writable(os.path.abspath(os.path.expanduser("~/.cache"))):
+    home = os.path.expanduser("~")  # "~" for a user without one
+    if os.name == "posix" and not (os.path.isabs(home) and is_writable(os.path.join(home, ".cache"))):
         folder = os.path.join(tempfile.gettempdir(), "dgl-%d" % os.getuid())
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.stat(folder).st_uid != os.getuid():  # of another user, who could put code there
