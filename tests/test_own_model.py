@@ -180,9 +180,23 @@ class Tied(TwoVectors):
         return [*super().encoder_parameters(name), self.fusion_module.fc.weight]
 
 
+class Product(TwoVectors):
+    class Fusion(TwoVectors.Fusion):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, features):
+            return self.fc(features["a"].detach() * features["b"].detach())
+
+        def alone(self, name, feature):
+            return self.fc(feature * torch.zeros_like(feature))
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
+        (Product, "a: its own loss has no gradient"),
         (LateDetach, "fusion_module.first.weight gets no gradient"),
         (Unlisted, "nets.a.2.weight gets no gradient"),
         (Reentrant, "nets.a.0.weight gets no gradient"),
