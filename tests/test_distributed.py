@@ -21,13 +21,21 @@ from tests.distributed_runs import RUNS, train_all
 from tests.rules import write_teachers
 
 
+def with_a_name_that_does_not_resolve():
+    """Return the beginning of a command that runs on a machine of such a name, as in some containers."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-u", "true"], capture_output=True).returncode:
+        return []
+    return ["unshare", "-u", "sh", "-c", 'hostname no-such-host.invalid; exec "$@"', "sh"]
+
+
 def torchrun(*arguments, python=None):
     """Run two processes on this machine, with `python` in forks that it makes. Returns the finished launcher."""
     command = ["-m", "engine.launch", "--standalone", "--nproc_per_node", "2", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if python:
         return run_fork(*command, check=False, environment=environment | {launcher.PYTHON: str(python)})
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [*with_a_name_that_does_not_resolve(), sys.executable, *command]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
