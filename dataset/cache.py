@@ -37,10 +37,8 @@ def prepare(dataset, args, workers):
         InputError: no clip is left.
     """
     files = {clip.id: os.path.join(args.cache_path, hash_of(dataset.decoder, clip)) for clip in dataset.clips}
-    failed = {}
     with first_on_machine():
-        if is_first_on_machine():
-            failed = decode_missing(dataset, files, args, workers)
+        failed = decode_missing(dataset, files, args, workers) if is_first_on_machine() else {}
     for each in gather(failed):  # what one machine cannot read, none trains on
         dataset.damaged |= each
     dataset.clips = [clip for clip in dataset.clips if clip.id not in dataset.damaged]
@@ -52,14 +50,15 @@ def prepare(dataset, args, workers):
 
 def decode_missing(dataset, files, args, workers):
     """Decode what is not in the cache, and store it while there is room; return {id: reason} of the damaged clips."""
-    failed, jobs, room = {}, {}, args.cache_gb * GB - bytes_in(args.cache_path)
+    failed, jobs, problem, room = {}, {}, None, args.cache_gb * GB
+    with suppress(OSError), os.scandir(args.cache_path) as entries:
+        room -= sum(entry.stat().st_size for entry in entries)
     for clip in dataset.clips:
         path = files[clip.id]
         with suppress(OSError), open(f"{path}.txt", encoding="utf-8", errors="surrogateescape") as file:
             failed[clip.id] = file.read()
         if clip.id not in failed and not os.path.exists(f"{path}.npy"):
             jobs[clip.id] = (dataset.decoder, clip, path)
-    problem = None
     if jobs:
         with suppress(OSError):  # where the folder cannot be created, writing into it reports why
             os.makedirs(args.cache_path, exist_ok=True)
@@ -87,20 +86,8 @@ def hash_of(decoder, clip):
     return hashlib.blake2b(repr(parts).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
-def bytes_in(folder):
-    """Return the size of the files in a folder; 0 if there is no such folder."""
-    try:
-        with os.scandir(folder) as files:
-            return sum(file.stat().st_size for file in files)
-    except OSError:
-        return 0
-
-
 def decode(decoder, clip, path, room):
-    """Decode a clip as training or evaluation does, and write its arrays to `path`.npy if there is room.
-
-    Args:
-        room: bytes that this process may write in all.
+    """Decode a clip, and write its arrays to `path`.npy if this process has then not written more than `room` bytes.
 
     Returns:
         None, or why the arrays were not written.
