@@ -15,7 +15,7 @@ from dataset.audio_visual import AudioVisual
 from dataset.base import Clip
 from dataset.clips import ClipDataset
 from models.weights import load_checkpoint
-from tests.conftest import run_script, run_shell, settings_of, write_video
+from tests.conftest import run_fork, run_shell, settings_of, write_video
 from utils.batches import IMAGENET_MEAN, IMAGENET_STD
 from utils.errors import InputError
 
@@ -88,8 +88,8 @@ def kinetics(tmp_path_factory):
 
 def test_kinetics_sounds(kinetics, forking, tmp_path):
     flags = ["--source", kinetics, "--root", tmp_path, "--workers", 2]
-    assert "7 done, 0 already there, 1 failed" in run_script("data/KineticSound/mp4_to_wav.py", *flags).stdout
-    assert "7 done, 0 already there, 1 failed" in run_script("data/KineticSound/video_preprocessing.py", *flags).stdout
+    assert "7 done, 0 already there, 1 failed" in run_fork("data/KineticSound/mp4_to_wav.py", *flags).stdout
+    assert "7 done, 0 already there, 1 failed" in run_fork("data/KineticSound/video_preprocessing.py", *flags).stdout
     args = settings("KineticSound", tmp_path)
     train, test = build_dataset(args, "train"), build_dataset(args, "test")
     expected = {
@@ -116,8 +116,8 @@ def test_kinetics_sounds(kinetics, forking, tmp_path):
 
 def test_kinetics_400(kinetics, forking, tmp_path):
     flags = ["--source", kinetics, "--root", tmp_path, "--workers", 2]
-    run_script("data/kinect400/mp4_to_wav.py", *flags)
-    run_script("data/kinect400/video_preprocessing.py", *flags)
+    run_fork("data/kinect400/mp4_to_wav.py", *flags)
+    run_fork("data/kinect400/video_preprocessing.py", *flags)
     args = settings("kinect400", tmp_path)
     expected = {
         "playing_guitar/h": ("playing_guitar", 7, 40),
@@ -147,7 +147,7 @@ def test_vggsound(forking, tmp_path):
 
     flags = ["--root", tmp_path, "--split_path", tmp_path, "--workers", 2]
     for script in ("mp4_to_wav.py", "video_preprocessing.py"):
-        done = run_script(f"data/VGGSound/{script}", *flags)
+        done = run_fork(f"data/VGGSound/{script}", *flags)
         assert "4 done, 0 already there, 0 failed, 2 missing" in done.stdout
     assert (tmp_path / "audio" / "train-audios" / "train-set" / "-0abc_000030.wav").exists()
     frames = tmp_path / "video" / "test-set-img" / "Image-01-FPS" / "ggggg_000120.mp4"
@@ -176,7 +176,7 @@ def test_ave(forking, tmp_path):
                 write_clip(tmp_path / "AVE" / f"{clip_id}.mp4", greys[category], number)
                 expected[name][clip_id] = (category, number, greys[category])
     for script in ("mp4_to_wav.py", "video_preprocessing.py"):
-        done = run_script(f"data/AVE/{script}", "--root", tmp_path, "--workers", 2)
+        done = run_fork(f"data/AVE/{script}", "--root", tmp_path, "--workers", 2)
         assert "5 done, 0 already there, 0 failed, 1 missing" in done.stdout
     assert (tmp_path / "Image-01-FPS-SE" / "d" / "00020.jpg").exists()
     args = settings("AVE", tmp_path)

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 
 from data.media import extract_frames
-from tests.conftest import ROOT, ffmpeg, run_script, write_video
+from tests.conftest import ROOT, ffmpeg, run_fork, write_video
 from utils.pool import process_clips
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 271360\n".format("4d7a" * 16)
@@ -37,7 +37,7 @@ def root(tmp_path):
 
 
 def extract(root, *flags, check=True):
-    return run_script("data/CREMAD/video_preprocessing.py", "--root", root, "--workers", 2, *flags, check=check)
+    return run_fork("data/CREMAD/video_preprocessing.py", "--root", root, "--workers", 2, *flags, check=check)
 
 
 def test_frames_0_29_58_of_a_29_97_fps_flv(root):
@@ -193,8 +193,8 @@ def test_frames_and_sound_of_clips_with_any_name(tmp_path):
     (folder / "broken.mp4").write_bytes(b"no video")
     (folder / "notes.txt").write_text("no video")
     flags = ["--source", tmp_path / "raw", "--root", tmp_path, "--workers", 2]
-    sound = run_script("data/KineticSound/mp4_to_wav.py", *flags).stdout
-    frames = run_script("data/KineticSound/video_preprocessing.py", *flags).stdout
+    sound = run_fork("data/KineticSound/mp4_to_wav.py", *flags).stdout
+    frames = run_fork("data/KineticSound/video_preprocessing.py", *flags).stdout
     assert "11 done, 0 already there, 2 failed" in sound and "11 done, 0 already there, 2 failed" in frames
 
     failures = read_failures(tmp_path / "failed_audio.csv")
@@ -260,9 +260,9 @@ def test_killed_runs_leave_nothing_half_written(tmp_path, script, pattern, flags
             assert time.monotonic() < deadline, "workers outlive their parent"
             time.sleep(0.02)
     killed = len([path for path in folder.parent.glob(pattern) if not path.name.startswith(".")])
-    done = run_script(*command, folder.parent)
+    done = run_fork(*command, folder.parent)
     assert 10 <= killed < 24 and f"{24 - killed} done, {killed} already there, 0 failed" in done.stdout
-    run_script(*command, tmp_path / "whole")
+    run_fork(*command, tmp_path / "whole")
     assert read_tree(folder.parent) == read_tree(tmp_path / "whole")
     assert not list(tmp_path.rglob(".partial"))
 
@@ -338,7 +338,7 @@ def test_stratified_split(tmp_path):
     make_layout(tmp_path, IDS)
     flags = ["--root", tmp_path, "--test_ratio", 0.25]
     for seed, name in ((0, "a"), (0, "b"), (1, "c")):
-        run_script("data/CREMAD/make_split.py", *flags, "--seed", seed, "--split_path", tmp_path / name)
+        run_fork("data/CREMAD/make_split.py", *flags, "--seed", seed, "--split_path", tmp_path / name)
     a, b, c = (read_lists(tmp_path / name) for name in "abc")
     assert a == b != c
     assert sorted(a["train"] + a["test"]) == sorted(IDS)
@@ -347,7 +347,7 @@ def test_stratified_split(tmp_path):
 
 def test_split_by_actor(tmp_path):
     make_layout(tmp_path, IDS)
-    run_script("data/CREMAD/make_split.py", "--root", tmp_path, "--split_path", tmp_path, "--by_actor")
+    run_fork("data/CREMAD/make_split.py", "--root", tmp_path, "--split_path", tmp_path, "--by_actor")
     lists = read_lists(tmp_path)
     actors = {name: {i.split("_")[0] for i in ids} for name, ids in lists.items()}
     assert actors["train"] and actors["test"] and not actors["train"] & actors["test"]
@@ -369,7 +369,7 @@ def test_split_by_actor(tmp_path):
 def test_bad_splits_are_one_line(tmp_path, ids, flags, word):
     make_layout(tmp_path, ids)
     (tmp_path / "Image-01-FPS").mkdir(exist_ok=True)
-    done = run_script(
+    done = run_fork(
         "data/CREMAD/make_split.py", "--root", tmp_path, "--split_path", tmp_path / "out", *flags, check=False
     )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and word in done.stderr

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from data.media import extract_audio, extract_clip, extract_frames
-from tests.conftest import ffmpeg, run_script
+from tests.conftest import ffmpeg, run_fork
 from utils.files import remove
 from utils.pool import ClipError, process_clips
 
@@ -227,7 +227,7 @@ def raw(tmp_path):
 
 def extract(raw, *flags, script="video_preprocessing.py", check=True):
     flags = ["--source", raw, "--root", raw.parent / "out", "--workers", 2, *flags]
-    return run_script(f"data/kinect400/{script}", *flags, check=check)
+    return run_fork(f"data/kinect400/{script}", *flags, check=check)
 
 
 def outputs(raw, name):
@@ -365,7 +365,7 @@ def test_listed_classes_without_a_folder_are_named(raw, whole):
     (raw / "val" / "playing guitar").mkdir()
     shutil.copy(whole["mp4"], raw / "train" / "playing guitar" / "x.mp4")
     flags = ["--source", raw, "--root", raw.parent / "out"]
-    done = run_script("data/KineticSound/mp4_to_wav.py", *flags)
+    done = run_fork("data/KineticSound/mp4_to_wav.py", *flags)
     assert "1 done" in done.stdout and "no folder of blowing_nose, bowling" in done.stderr
     assert "playing_guitar" not in done.stderr
 
@@ -385,7 +385,7 @@ def test_names_of_vggsound(tmp_path, whole):
         shutil.copy(whole["mp4"], tmp_path / "video" / name)
     flags = ["--root", tmp_path, "--split_path", tmp_path]
     for script in ("mp4_to_wav.py", "video_preprocessing.py"):
-        output = run_script(f"data/VGGSound/{script}", *flags).stdout
+        output = run_fork(f"data/VGGSound/{script}", *flags).stdout
         assert "4 done, 0 already there, 0 failed, 2 missing, 2 of other names" in output
         assert "eee.mp4" in output and "looked for eee_000001.mp4" in output
     assert (tmp_path / "audio" / "train-audios" / "train-set" / "aaa_000030.wav").exists()
@@ -398,5 +398,5 @@ def test_names_of_ave(tmp_path, whole):
     (tmp_path / "AVE").mkdir()
     for name in ("train.webm", "val.MKV", "TEST.mp4"):
         shutil.copy(whole["mp4"], tmp_path / "AVE" / name)
-    output = run_script("data/AVE/mp4_to_wav.py", "--root", tmp_path).stdout
+    output = run_fork("data/AVE/mp4_to_wav.py", "--root", tmp_path).stdout
     assert "2 done, 0 already there, 0 failed, 1 missing, 1 of other names" in output and "TEST.mp4" in output
