@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a validated model on clips made here: six drawn faces and synthetic voices in CREMA-D's raw form.
-# Needs Python 3.10 or newer. About 3 minutes on 2 CPU cores once the packages are there.
+# Needs Python 3.10 or newer. 3 to 4 minutes on 2 CPU cores once the packages are there.
 # Writes train_test_data/demo, train_test_data/.cache and ckpt/demo. If interrupted, run it again to resume.
 set -euo pipefail
 CDPATH= cd "$(dirname "$0")"

@@ -9,8 +9,8 @@
 # interrupted run, and validates a finished one; after adding videos, add --overwrite to train again:
 #   root=~/videos bash folder_dgl.sh
 #   root=~/videos bash folder_dgl.sh --audio_seconds 5 --image_size 64
-# Classify a new video with the newest run:
-#   python valid.py --video new.mp4
+# Classify a new video with the newest run of all below ckpt/, or with another:
+#   python valid.py --video new.mp4 [--ckpt_path ckpt/folder/dgl-alpha4-seed0]
 root=${root:-train_test_data/my_videos}
 alpha=${alpha:-4}                           # weight of the unimodal losses
 learning_rate=${learning_rate:-0.002}
