@@ -21,8 +21,7 @@ from utils.pool import ClipError, each_clip
 from utils.processes import first_on_machine, gather, is_first_on_machine
 
 FORMAT = 4  # increase it whenever a Decoder makes other arrays of the same clips
-GB = 10**9
-FULL_DISK = 0.95  # share of a disk above which nothing is written
+GB, FULL_DISK = 10**9, 0.95  # bytes; share of a disk above which nothing is written
 
 written = 0  # bytes that this process has written
 
@@ -100,6 +99,8 @@ def decode(decoder, clip, path, room):
         arrays = decoder.arrays(clip)
     except ClipError as error:
         with suppress(OSError):
+            for file in clip.files():
+                open(file, "rb").close()  # what cannot be read now, perhaps can be tomorrow
             write(f"{path}.txt", str(error).encode(errors="surrogateescape"))
         raise
     try:

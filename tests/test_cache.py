@@ -118,11 +118,11 @@ def test_a_cache_that_cannot_be_written_is_one_warning(moved, capsys, monkeypatc
     assert_same(expected, found)
 
 
-def denying(folder, error):
-    """Return `open` that raises the error for files in a folder that are to be written."""
+def denying(folder, error, kind="w"):
+    """Return `open` that raises the error for files in a folder that are to be written, or with "r" to be read."""
 
     def denied(path, mode="r", *rest, **options):
-        if "w" in mode and str(path).startswith(str(folder)):
+        if kind in mode and str(path).startswith(str(folder)):
             raise error
         return open_(path, mode, *rest, **options)
 
@@ -155,6 +155,18 @@ def test_a_clip_that_cannot_be_decoded_is_remembered_until_its_file_changes(move
     (note,) = (moved / ".cache").glob("*.txt")
     assert note.read_text() == dataset.damaged[wav.stem] == f"{wav}: not a readable audio file"
     wav.write_bytes(content)
+    assert_same(expected, items(moved)[1])
+
+
+def test_a_file_that_may_not_be_read_is_not_remembered(moved, decoded, monkeypatch):
+    """Its owner may permit it at any time, which changes neither its size nor its time."""
+    dataset, expected = items(moved, cache_gb=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", denying(dataset.clips[7].wav, PermissionError(13, "Permission denied"), "r"))
+        dataset, _ = items(moved)
+    (reason,) = dataset.damaged.values()
+    assert reason.endswith(": Permission denied") and len(dataset) == 17
+    assert not list((moved / ".cache").glob("*.txt"))
     assert_same(expected, items(moved)[1])
 
 

@@ -35,9 +35,12 @@ def give_packages_a_folder():
     home = os.path.expanduser("~")  # "~" for a user without one
     if os.name == "posix" and not (os.path.isabs(home) and is_writable(os.path.join(home, ".cache"))):
         folder = os.path.join(tempfile.gettempdir(), "dgl-%d" % os.getuid())
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        if os.stat(folder).st_uid != os.getuid():  # of another user, who could put code there
-            folder = tempfile.mkdtemp()
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            if os.stat(folder).st_uid != os.getuid():  # of another user, who could put code there
+                folder = tempfile.mkdtemp()
+        except OSError:  # no folder at all can be written
+            return
         for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):
             os.environ.setdefault(name, os.path.join(folder, name.lower()))
 
