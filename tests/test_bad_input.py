@@ -83,7 +83,7 @@ FLAGS = {
     "window upside down": ["--modulation_starts", "5", "--modulation_ends", "4", "--method", "ogm"],
     "ogm_alpha": ["--ogm_alpha", "-0.1", "--method", "ogm"],
     "all held out": ["--val_ratio", "1"],
-    "nothing held out": ["--val_ratio", "0"],
+    "a negative share held out": ["--val_ratio", "-0.1"],
     "share of damage": ["--max_skipped", "1.5"],
     "device": ["--device", "cuda:99"],
     "device's name": ["--device", "gpu"],
