@@ -21,7 +21,7 @@ ensure_packages >&2
 dataset=${dataset:-demo}                               # demo, or a name that --dataset takes
 # values of --method, or the groups unimodal, baselines, ablations, all
 methods=${methods:-"unimodal joint joint_uni ogm_ge dgl"}
-alphas=${alphas:-}                                     # of dgl and its ablations (default: that of the dataset's script)
+alphas=${alphas:-}                                     # of dgl and its ablations (default: as the dataset's script)
 seeds=${seeds:-"0 1 2"}
 val_ratio=${val_ratio:-}                               # share of training clips held out to choose the best epoch on;
                                                        # 0: on the test clips, as in the paper, which flatters all

@@ -22,7 +22,7 @@ from dataset import DATASETS
 from dataset.loader import build_loader
 from engine.checkpoint import load_model
 from engine.device import choose_device, set_precision
-from engine.evaluation import class_names, predict
+from engine.evaluation import are_finite, class_names, predict
 from engine.figures import confusion_figures, save_figure
 from engine.settings import find_checkpoints, in_words, validation_parser
 from utils.config import parse
@@ -141,7 +141,7 @@ def checked_predictions(path, model, loader, device):
     """
     model.to(device, memory_format=torch.channels_last)
     predictions = predict(model, loader, device)
-    if not all(values.isfinite().all() for values in predictions.values()):
+    if not are_finite(predictions):
         raise InputError(f"{path}: its model's probabilities are not finite; give a checkpoint of another run")
     return predictions
 

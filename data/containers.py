@@ -1,4 +1,4 @@
-"""Whether a video file is structurally whole, read from its own bytes.
+"""Find what is missing from the structure of a video file, from its own bytes.
 
 FFmpeg plays half a file in most containers without a message, and is silent about a zeroed box of a fragmented MP4, a
 hole in an AVI and a wrong checksum of a Matroska. Layouts: ISO/IEC 14496-12 (MP4, MOV, 3GP), RFC 9559 (Matroska, WebM),

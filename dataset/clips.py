@@ -22,6 +22,7 @@ from utils.pool import ClipError
 from utils.seeds import derived_seed
 
 SHORTEST = 0.01  # s of audio
+RESTORE = "restore it or take its clip off the split list"
 
 cv2.setNumThreads(0)  # its threads wait busily; clips are read by several processes instead
 
@@ -36,21 +37,20 @@ def load_waveform(path, rate):
 
     try:
         if reason := wav_fault(path):
-            raise InputError(f"{path}: {reason}; restore it or take its clip off the split list")
+            raise InputError(f"{path}: {reason}; {RESTORE}")
         with open(path, "rb") as file:  # of a path that soundfile refuses, librosa would try other decoders
             samples, file_rate = librosa.load(file, sr=None)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; restore it or take its clip off the split list") from None
+        raise InputError(f"{path}: {error.strerror}; {RESTORE}") from None
     except RuntimeError:  # soundfile's errors
         remedy = "restore it (`git lfs pull` if it is a Git LFS pointer) or take its clip off the split list"
         raise InputError(f"{path}: not a readable audio file; {remedy}") from None
     if not len(samples):
-        raise InputError(f"{path}: holds no audio; restore it or take its clip off the split list")
+        raise InputError(f"{path}: holds no audio; {RESTORE}")
     if len(samples) < SHORTEST * file_rate:
-        remedy = "restore it or take its clip off the split list"
-        raise InputError(f"{path}: holds {len(samples)} sample(s), too short to be heard; {remedy}")
+        raise InputError(f"{path}: holds {len(samples)} sample(s), too short to be heard; {RESTORE}")
     if not np.isfinite(samples).all():
-        raise InputError(f"{path}: samples that are not finite; restore it or take its clip off the split list")
+        raise InputError(f"{path}: samples that are not finite; {RESTORE}")
     return librosa.resample(samples, orig_sr=file_rate, target_sr=rate)
 
 

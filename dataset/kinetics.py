@@ -1,7 +1,6 @@
 """Kinetics-400 (Kay et al., 2017), and Kinetics-Sounds, the classes of it that can be heard (Arandjelovic, 2017)."""
 
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from dataset.audio_visual import AudioVisual, check_folder, image_folder
 from dataset.base import AudioSettings
 from dataset.lists import read_classes
 from dataset.raw import find_class_videos, list_classes
-from utils.errors import InputError
+from utils.errors import InputError, warn_once
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -57,9 +56,9 @@ class Kinetics400(AudioVisual):
 
     def leave_out(self, others, where):
         """Warn of the clips of other classes, {name: number of clips}."""
-        if others and os.environ.get("RANK", "0") == "0":  # the first of several processes
+        if others:
             words = f"{others.total()} clip(s) left out, of classes without a training clip that has audio and frames"
-            print(f"warning: {where}: {words}: {', '.join(others)}", file=sys.stderr)
+            warn_once(f"{where}: {words}: {', '.join(others)}")
 
     def videos(self, args):
         found = find_class_videos(args.source, self.wanted())

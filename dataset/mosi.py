@@ -44,7 +44,7 @@ class Utterances(Dataset):
     Args:
         args: settings: root, random_seed, val_ratio.
         split: "train", "test", or "val", the training utterances that --val_ratio holds out; "plain" is "train".
-        training: whether the order is drawn anew in each epoch.
+        training: whether each epoch draws an order of its own.
 
     Attributes:
         clips: a list of Utterance.

@@ -47,9 +47,14 @@ def evaluate(model, loader, device):
         InputError: a probability is not a number.
     """
     predictions = predict(model, loader, device)
-    if not all(values.isfinite().all() for values in predictions.values()):
+    if not are_finite(predictions):
         raise InputError("the model's probabilities are not finite; use a lower --learning_rate")
     return {branch: accuracy(predictions, branch) for branch in model.branches}, predictions
+
+
+def are_finite(predictions):
+    """Return True if every probability of `predict` is a number."""
+    return all(values.isfinite().all() for values in predictions.values())
 
 
 def evaluate_epoch(model, data, device):

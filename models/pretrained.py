@@ -7,7 +7,7 @@ import torch
 from torchvision.models import get_model_weights
 
 from models.fusion_modules import MMTMFusion_AUXI
-from models.weights import first_line, read
+from models.weights import first_line, is_state_dict, read, without_prefix
 from utils.errors import InputError
 
 CLASSIFIER = "fc."  # of torchvision's networks, which the encoders lack
@@ -71,8 +71,9 @@ def published(backbone):
     if os.path.exists(path):
         try:
             return tensors_in(path)
-        except InputError:
-            raise InputError(f"--weights imagenet: {path} is damaged; remove it, so that it is fetched again") from None
+        except InputError as error:
+            reason = str(error).removeprefix("--weights ").partition(";")[0]
+            raise InputError(f"--weights imagenet: {reason}; if it is half a download, remove it") from None
     try:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no network; a file other than the published one
@@ -93,9 +94,9 @@ def tensors_in(path):
     except InputError as error:
         raise InputError(f"--weights {error}") from None
     found = found.get("model", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not found or not all(isinstance(each, torch.Tensor) for each in found.values()):
+    if not is_state_dict(found):
         raise InputError(f"--weights {path}: no weights by name in it; give a checkpoint or a state dict")
-    return {name.removeprefix("module."): value for name, value in found.items()}
+    return without_prefix(found)
 
 
 def load_into(own, weights, source, backbone):

@@ -45,8 +45,7 @@ def load_checkpoint(path):
     ):
         if not usable:
             raise InputError(f"{path}: not a checkpoint of this project ({reason}); give best.pth of a run")
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}  # of DistributedDataParallel
-    checkpoint["model"] = weights
+    weights = checkpoint["model"] = without_prefix(weights)
     if authors:
         weights = {name: value for name, value in weights.items() if not name.startswith("fusion_module.fc_auxi")}
         fusion = checkpoint.get("fusion", "concat")
@@ -84,6 +83,11 @@ def is_state_dict(weights):
     return (
         isinstance(weights, dict) and bool(weights) and all(isinstance(each, torch.Tensor) for each in weights.values())
     )
+
+
+def without_prefix(weights):
+    """Return weights under the names of the plain model; DataParallel and DistributedDataParallel add `module.`."""
+    return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
 def is_plain(settings):

@@ -69,6 +69,11 @@ def can_mount():
     return shutil.which("unshare") and not subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode
 
 
+def mounting(options, folder="/dev/shm", meanwhile=""):
+    """Return words for `run_for_real` that mount a tmpfs at a folder, which this process alone sees."""
+    return f"exec unshare -m sh -c 'mount -t tmpfs -o {options} tmpfs {folder}; {meanwhile} exec \"$@\"' sh"
+
+
 def run_for_real(root, folder, *flags, before="exec", **changes):
     """Start training with workers in an interpreter of its own, which a shell runs after the words `before`."""
     command = [sys.executable, "main_dgl.py", "--train", *data_flags(root), *SMALL, "--batch_size", 2]
@@ -94,9 +99,9 @@ def test_little_shared_memory(corpus, tmp_path, size, filled):
     """As in a container: a small one is found before training, one that others fill during it ends the run."""
     fill = f"until [ -e {tmp_path}/last.pth ]; do sleep 0.1; done; "
     fill += "while sleep 0.01; do cat /dev/zero >>/dev/shm/full; done"
-    steps = f"mount -t tmpfs -o size={size} tmpfs /dev/shm; {f'({fill}) >/dev/null 2>&1 &' if filled else ''} exec"
+    before = mounting(f"size={size}", meanwhile=f"({fill}) >/dev/null 2>&1 &" if filled else "")
     flags = ["--image_size", 224, "--batch_size", 8, "--modality", "audio", "--epochs", 1000 if filled else 1]
-    status, lines = ended(run_for_real(corpus, tmp_path, *flags, before=f"exec unshare -m sh -c '{steps} \"$@\"' sh"))
+    status, lines = ended(run_for_real(corpus, tmp_path, *flags, before=before))
     if filled:
         assert status == 2 and len(lines) == 1, "\n".join(lines)
         assert re.match("error: /dev/shm: (no room for a batch|No space left on device); ", lines[0])
@@ -107,9 +112,8 @@ def test_little_shared_memory(corpus, tmp_path, size, filled):
 @pytest.mark.skipif(not can_mount(), reason="a file system may not be mounted here")
 def test_a_full_disk_under_tensorboard_is_one_warning(corpus, tmp_path):
     (tmp_path / "board").mkdir()
-    steps = f"mount -t tmpfs -o size=8k tmpfs {tmp_path}/board; exec"
     flags = ["--epochs", 2, "--num_workers", 0, "--use_tensorboard", "--tensorboard_path", tmp_path / "board"]
-    before = f"exec unshare -m sh -c '{steps} \"$@\"' sh"
+    before = mounting("size=8k", tmp_path / "board")
     status, lines = ended(run_for_real(corpus, tmp_path / "run", *flags, before=before))
     assert status == 0 and (tmp_path / "run" / "result.json").exists()
     assert [line.partition(";")[0] for line in lines] == ["warning: TensorBoard: No space left on device"], lines
@@ -118,10 +122,8 @@ def test_a_full_disk_under_tensorboard_is_one_warning(corpus, tmp_path):
 @pytest.mark.skipif(not can_mount(), reason="a file system may not be mounted here")
 def test_shared_memory_that_cannot_be_written(corpus, tmp_path):
     """No process can be started; the run does without, with a warning for decoding and one for loading."""
-    steps = "mount -t tmpfs -o ro,size=1m tmpfs /dev/shm; exec"
     flags = ["--epochs", 1, "--cache_path", tmp_path / "cache"]
-    before = f"exec unshare -m sh -c '{steps} \"$@\"' sh"
-    status, lines = ended(run_for_real(corpus, tmp_path / "run", *flags, before=before))
+    status, lines = ended(run_for_real(corpus, tmp_path / "run", *flags, before=mounting("ro,size=1m")))
     reasons = [line.partition(";")[0] for line in lines]
     assert (status, reasons) == (0, ["warning: /dev/shm: Read-only file system"] * 2), lines
 

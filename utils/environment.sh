@@ -8,13 +8,14 @@ refuse() {
 
 if [ -e .venv ]; then
   PYTHON=.venv/bin/python
-  reason=$("$PYTHON" -c '' 2>&1) ||
-    refuse ".venv: its Python cannot be started (${reason##*: }); allow that, or remove it (rm -r .venv) and start again"
 else
   PYTHON=$(command -v python3 || command -v python || echo false)
 fi
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
+reason=$("$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>&1) || {
+  [ ! -e .venv ] || [ -z "$reason" ] ||
+    refuse ".venv: its Python cannot be started (${reason##*: }); allow that, or rm -r .venv and start again"
   refuse "Python 3.10 or newer is needed; install it and put it on the PATH as python3"
+}
 
 # Makes sure that the packages of requirements.txt, and of other such files given as arguments, are there. If the
 # current Python lacks them, they are installed into .venv, which is created, or updated if a file has changed.

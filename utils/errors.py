@@ -72,7 +72,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse does, with `~` of a path expanded also in --flag=~/path, where shells leave it."""
+        """Parse as argparse does, with `~` of a path expanded also in --flag=~/path, where shells leave it."""
         words = []
         for word in sys.argv[1:] if args is None else args:
             flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)

@@ -117,10 +117,10 @@ def written_whole(target, unfinished):
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            beside = target.with_name(f".{target.name}.partial")  # the folder is a link to another disk
-            remove(beside)
-            shutil.move(path, beside)
-            beside.rename(target)
+            partial = target.with_name(f".{target.name}.partial")  # the folder is a link to another disk
+            remove(partial)
+            shutil.move(path, partial)
+            partial.rename(target)
     finally:
         remove(path)
 
