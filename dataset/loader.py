@@ -57,6 +57,7 @@ def ignore_signals(_):
     """Leave the signals that a terminal or a cluster sends to every process to the main process."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # which Loader has blocked
 
 
 @atexit.register
@@ -78,9 +79,10 @@ def share(batch):
 
 
 class Loader(DataLoader):
-    """A DataLoader that says what is wrong if shared memory is so full that no worker can be started."""
+    """A DataLoader whose workers meet no signal before they ignore it, and that says if none can be started."""
 
     def __iter__(self):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             return super().__iter__()
         except OSError as error:
@@ -88,6 +90,8 @@ class Loader(DataLoader):
             raise InputError(
                 f"{SHARED_MEMORY}: {error.strerror}; make it larger (docker run --shm-size=2g), or use --num_workers 0"
             ) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def usable_workers(workers, batch_bytes):

@@ -106,6 +106,37 @@ def test_a_signal_to_the_whole_group_stops_readers_too(few, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM and len(error.splitlines()) == 1 and "to resume" in error
 
 
+BUSY = """
+import time, main_dgl
+from dataset import loader
+from utils.errors import run
+ignore, begin = loader.ignore_signals, loader.Loader.__iter__
+def late(number):
+    time.sleep(3)
+    ignore(number)
+def busy(self):
+    iterator = begin(self)
+    open(r"{}", "w").close()
+    sum(range(10**8))  # seconds in which Python calls no signal handler
+    return iterator
+loader.ignore_signals, loader.Loader.__iter__ = late, busy
+run(main_dgl.main)
+"""
+
+
+def test_a_signal_that_meets_workers_before_they_ignore_it(few, tmp_path):
+    """They would end by it, and a main process that is busy would report them instead of the signal."""
+    command = [sys.executable, "-c", BUSY.format(tmp_path / "begun"), "--train", *data_flags(few), *SMALL]
+    command += ["--batch_size", 6, "--num_workers", 2, "--ckpt_path", tmp_path / "run"]
+    files = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, start_new_session=True, **files)
+    while process.poll() is None and not (tmp_path / "begun").exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM and len(error.splitlines()) == 1, error
+
+
 def test_a_fault_ends_the_run_readers_and_all(few, tmp_path):
     code = "import main_dgl\nfrom utils.errors import run\ndef fault(*_, **__): raise RuntimeError('of ours')\n"
     code += "main_dgl.dgl_step = fault\nrun(main_dgl.main)\n"
