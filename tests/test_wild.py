@@ -188,7 +188,7 @@ def fail():
 
 
 def test_large_files_are_demuxed_twice(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("data.media.KEPT", 0)
+    monkeypatch.setattr("data.media.IN_MEMORY", 0)
     for container in ("mp4", "flv", "avi", "webm"):
         assert near(frames(hurt(whole[container], tmp_path, bytes))[0], WHOLE)
 

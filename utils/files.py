@@ -52,9 +52,28 @@ def write_text(path, text):
         file.write(text.encode(errors="surrogateescape"))
 
 
-def holding_others(files):
-    """Those of {path: bytes} that are there and hold something else, in order; OSError if one cannot be read."""
-    return [path for path, content in files.items() if path.exists() and path.read_bytes() != content]
+def write_lists(files, overwrite):
+    """Write {path: bytes}, each whole or not at all. Files that have this content already are left alone.
+
+    With `overwrite` all *.csv are removed before anything is replaced, so that no list names files of two versions.
+
+    Raises:
+        InputError: a file has other content and `overwrite` is False, or it cannot be written.
+    """
+    try:
+        others = [path for path, content in files.items() if path.exists() and path.read_bytes() != content]
+        if others and not overwrite:
+            raise InputError(f"{others[0]}: has other content; replace it with --overwrite, or change --split_path")
+        for path in files if others else ():
+            if path.suffix == ".csv":
+                path.unlink(missing_ok=True)
+        for path, content in files.items():
+            if not path.exists() or path in others:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as file:
+                    file.write(content)
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; change --root or --split_path") from None
 
 
 def write_json(path, values):
