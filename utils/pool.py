@@ -78,7 +78,7 @@ def each_clip(function, jobs, workers=None, description=None, start=None, limit=
                         continue
                     result = ClipError("crashed: its worker died twice; download it again")
                 except ProcessExpired as error:
-                    result = ClipError(f"crashed: its decoder ended {how_it_ended(error.exitcode)}; download it again")
+                    result = ClipError(f"crashed: its decoder ended {exit_reason(error.exitcode)}; download it again")
                 except concurrent.futures.TimeoutError:
                     result = ClipError(f"hung: its decoder did not end within {limit:g} s; download it again")
                 progress.update()
@@ -127,7 +127,7 @@ def attempt(function, arguments):
         return ClipError(f"not processed: {type(error).__name__}: {error}; check this file, or leave it out")
 
 
-def how_it_ended(exitcode):
+def exit_reason(exitcode):
     """Return how a process ended, in words."""
     return f"with status {exitcode}" if exitcode >= 0 else f"by signal {-exitcode}, {signal.strsignal(-exitcode)}"
 
