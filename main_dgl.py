@@ -19,7 +19,7 @@ from engine.checkpoint import best_of, load_best, resume, save_epoch
 from engine.device import choose_device, return_freed_memory, set_precision
 from engine.distributed import processes
 from engine.evaluation import class_names, evaluate, evaluate_epoch
-from engine.folder import check_data, folder_of, is_finished, opened
+from engine.folder import check_data, folder_of, is_finished, run_folder
 from engine.gradients import average_gradients, clip_gradients
 from engine.log import RunLog
 from engine.meter import Meter, batches
@@ -172,7 +172,7 @@ def main():
     elif settings.train:
         return_freed_memory()
         device = choose_device(settings.device, settings.gpu_ids)
-        with processes(device), opened(settings):
+        with processes(device), run_folder(settings):
             if is_finished(settings):
                 check_data(settings, Data(settings).description)
                 print(f"{settings.ckpt_path}: finished; --overwrite starts again")

@@ -24,7 +24,7 @@ from engine.checkpoint import load_model
 from engine.device import choose_device, set_precision
 from engine.evaluation import are_finite, class_names, predict
 from engine.figures import confusion_figures, save_figure
-from engine.settings import find_checkpoints, in_words, validation_parser
+from engine.settings import find_checkpoints, run_label, validation_parser
 from utils.config import parse
 from utils.errors import InputError, run
 from utils.files import write_json
@@ -80,7 +80,7 @@ def validate(paths, typed):
             probe = linear_probe(model, build_loader(settings, "train", device, training=False), loader, device)
         about = {
             "checkpoint": path,
-            "run": in_words(vars(settings)),
+            "run": run_label(vars(settings)),
             "epoch": settings.epoch,
             "dataset": settings.dataset,
         }
