@@ -61,7 +61,7 @@ class AVClassifier(nn.Module):
         fusion = FUSION_MODULES[fusion_method] if modality == "full" else LinearClassifier
         self.takes_maps = fusion.takes_maps
         if self.takes_maps and not issubclass(BACKBONES[backbone], Encoder):
-            raise ValueError(f"takes ResNets only, and backbone {backbone} is not one")
+            raise ValueError(f"takes ResNets, which backbone {backbone} is not")
         stages = [{name: encoders[name].cut() for name in self.modalities}] if self.takes_maps else []
         self.fusion_module = fusion(n_classes, self.dim, self.modalities, *stages)
         if alone == "zeros":
