@@ -10,8 +10,8 @@ It states no tau. Its classifier is one linear layer on the fused features; half
 is the same family of functions.
 The published code has another match, `--lfm_match code`: the mean over clips of (KL(m | p) + KL(m | q)) / 2, where p
 and q are the softmax of two outputs and m is their mean. Ours does not have the code's factor 2 for the whole loss.
-`--lfm_weights fitted` is that code's curve for CREMA-D. Learned weights (eq. 2, 3) are left out, because the step in the
-code has another direction than the paper states.
+`--lfm_weights fitted` is that code's curve for CREMA-D. Learned weights (eq. 2, 3) are left out: the step in the code
+has another direction than the paper states.
 """
 
 import math

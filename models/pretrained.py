@@ -124,8 +124,8 @@ def load_into(own, weights, source, backbone):
         shapes = [tuple(part[name].shape) if name in part else "none" for part in (weights, own)]
         if shapes[0] != shapes[1]:
             raise InputError(
-                f"--weights {source}: does not fit --backbone {backbone}: {name} is {shapes[0]} there, {shapes[1]} here; "
-                "use other weights or another backbone"
+                f"--weights {source}: does not fit --backbone {backbone}: {name} is {shapes[0]} there, {shapes[1]} "
+                "here; use other weights or another backbone"
             )
     for name, tensor in own.items():
         tensor.copy_(weights[name])
