@@ -7,8 +7,8 @@
 # Writes:    $out/comparison.md, .csv, .png and curves.png; with several alphas alpha.png; with --log_suppression
 #            suppression.png; and a folder per run, such as $out/dgl-alpha4-seed0.
 # Finished runs are kept and interrupted runs resume. To resume, or after adding a seed, run the same command again.
-# The best epoch is chosen on held-out training clips, a tenth of them (AV-MNIST: a fifth). Variables set methods, alphas
-# and seeds. Flags go to every training run; a flag of one method goes only to runs of that method:
+# The best epoch is chosen on held-out training clips, a tenth of them (AV-MNIST: a fifth). Variables set the methods,
+# alphas and seeds. Flags go to every training run; a flag of one method goes only to runs of that method:
 #   dataset=CREMAD val_ratio=0 bash compare.sh                  # the paper's protocol
 #   bash compare.sh                                             # the demo
 #   dataset=CREMAD seeds=0 alphas='1 2 4 8' bash compare.sh --epochs 50

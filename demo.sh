@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Create synthetic clips (six drawn faces, synthetic voices) in the raw format of CREMA-D, extract them, train, validate.
+# Create synthetic clips (drawn faces and voices) in the raw format of CREMA-D, extract them, train, and validate.
 # Needs Python 3.10 or newer. Takes 3 to 4 minutes on 2 CPU cores after the packages are installed.
 # Writes train_test_data/demo, train_test_data/.cache and ckpt/demo. If interrupted, run it again to resume.
 set -euo pipefail

@@ -68,7 +68,7 @@ class DGL(Method):
         return dgl_step(model, inputs, label, self.settings.alpha)
 
 
-METHODS["dgl"].rule = DGL
+METHODS["dgl"].method_class = DGL
 
 
 def train_epoch(model, method, loader, optimizer, device):

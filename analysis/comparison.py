@@ -443,8 +443,8 @@ def draw_difference(axes, place, found, left, right):
         axes.plot(mean, place, "o", color=colour, markerfacecolor=face, zorder=3)
     else:
         edge, inward, side = (left, 8, "left") if mean < left else (right, -8, "right")
-        beside = {"xytext": (inward, 0), "textcoords": "offset points", "ha": side, "va": "center"}
-        axes.annotate(f"{mean:+.1f}", (edge, place), color=colour, **beside)
+        placement = {"xytext": (inward, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        axes.annotate(f"{mean:+.1f}", (edge, place), color=colour, **placement)
 
 
 def plot_differences(differences, reference, path):

@@ -107,7 +107,7 @@ def add_runs(runs, out, method, alphas, seed, common, modalities):
             add_runs(runs, out, other, alphas, seed, common, modalities)
         needs += others.values()
         words += [f"--{flag}", template.format(**{other: os.path.join(out, name) for other, name in others.items()})]
-    for alpha in alphas if entry.tuned == "alpha" else [None]:
+    for alpha in alphas if entry.tuned_flag == "alpha" else [None]:
         name = f"{method}-alpha{alpha}-seed{seed}" if alpha else f"{method}-seed{seed}"
         alpha_flags = ["--alpha", alpha] if alpha else []
         flags = [*words, *alpha_flags, "--ckpt_path", os.path.join(out, name)]
@@ -139,10 +139,10 @@ def settings_of(planned):
 
 
 class Runner:
-    """Trains and validates runs, up to `jobs` at a time.
+    """Train and validate runs, up to `jobs` at a time.
 
-    Each run at a time has a GPU of its own, or without GPUs its part of the cores. With one job, the output of the runs
-    is printed. With several jobs, it goes to output.txt in the folder of each run.
+    Each run has its own GPU, or without GPUs its part of the cores. With one job, the output of the runs is printed.
+    With several jobs, it goes to output.txt in the folder of each run.
     """
 
     def __init__(self, runs, jobs):

@@ -85,7 +85,9 @@ def load_state(path, settings, model, method, optimizer, scheduler, dataset):
     if saved["authors"] or not {"optimizer", "scheduler", "log", "method"} <= saved.keys():
         raise InputError(f"{path}: no run to resume is in it; remove the file, or choose another --ckpt_path")
     for name, ours, theirs in differing(vars(settings), saved["settings"]):
-        raise InputError(f"--{name} {ours}: {path} was made with {theirs}; use the same value, or another --ckpt_path")
+        raise InputError(
+            f"--{name} {ours}: {path} was trained with {theirs}; use the same value, or another --ckpt_path"
+        )
     try:
         model.load_state_dict(saved["model"])
         method.load_state_dict(saved["method"])

@@ -32,13 +32,15 @@ def folder_of(settings):
     Args:
         settings: complete Namespace, as `engine.settings.parse_training` returns it.
     """
-    values, tuned = vars(settings), METHODS[settings.method].tuned
+    values, tuned_flag = vars(settings), METHODS[settings.method].tuned_flag
     name = (
-        settings.method + (f"-{tuned}{format_value(values[tuned])}" if tuned else "") + f"-seed{settings.random_seed}"
+        settings.method
+        + (f"-{tuned_flag}{format_value(values[tuned_flag])}" if tuned_flag else "")
+        + f"-seed{settings.random_seed}"
     )
     defaults = DEFAULTS | DATASETS[settings.dataset].defaults()
     for flag in sorted(values):
-        omitted = flag in {"method", "modality", "dataset", "random_seed", tuned}
+        omitted = flag in {"method", "modality", "dataset", "random_seed", tuned_flag}
         omitted = omitted or not (changes_results(flag) or flag in NAMED)
         if not omitted and values[flag] != defaults.get(flag):
             name += f"-{flag}{format_value(values[flag])}"

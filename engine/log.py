@@ -21,7 +21,7 @@ from utils.processes import rank
 
 
 class RunLog:
-    """Writes and prints the log of a run: run.json, log.jsonl, a line per epoch, TensorBoard, result.json, figures.
+    """The log of a run: run.json, log.jsonl, a printed line per epoch, TensorBoard, result.json and figures.
 
     Only process 0 writes and prints.
 

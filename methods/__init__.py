@@ -34,8 +34,8 @@ class Entry:
 
     Attributes:
         label: name of the method in tables and figures.
-        rule: class of the method.
-        tuned: the flag to tune; tables and folder names include its value.
+        method_class: class of the method.
+        tuned_flag: the flag to tune; tables and folder names include its value.
         modality: "full", or the only modality that the method trains.
         needs: flags without which the method cannot train; "x or y" means one of the two.
         runs: function that takes the modalities and returns {flag: value} for flags that name runs of other methods
@@ -45,8 +45,8 @@ class Entry:
     """
 
     label: str
-    rule: type[Method]
-    tuned: str | None = None
+    method_class: type[Method]
+    tuned_flag: str | None = None
     modality: str = "full"
     needs: tuple[str, ...] = ()
     runs: Callable = lambda modalities: {}
@@ -81,10 +81,10 @@ METHODS = {  # in the order of tables
     "relearn": Entry("Re-learning", Relearn, needs=("val_ratio",)),
     "umt": Entry("UMT", UMT, runs=teachers),
     "inforeg": Entry("InfoReg", InfoReg),
-    "no_mgt+no_ugt": Entry("DGL -MGT -UGT", NoMGTNoUGT, tuned="alpha"),
-    "no_mgt": Entry("DGL -MGT", NoMGT, tuned="alpha"),
-    "no_ugt": Entry("DGL -UGT", NoUGT, tuned="alpha"),
-    "dgl": Entry("DGL", Method, tuned="alpha"),  # main_dgl.py replaces Method by the class DGL
+    "no_mgt+no_ugt": Entry("DGL -MGT -UGT", NoMGTNoUGT, tuned_flag="alpha"),
+    "no_mgt": Entry("DGL -MGT", NoMGT, tuned_flag="alpha"),
+    "no_ugt": Entry("DGL -UGT", NoUGT, tuned_flag="alpha"),
+    "dgl": Entry("DGL", Method, tuned_flag="alpha"),  # main_dgl.py replaces Method by the class DGL
 }
 
 # Methods that a second flag can select together with --method: `--method joint --modulation OGM` is --method ogm.
@@ -188,7 +188,7 @@ def check_flags(settings, typed):
 def describe(settings):
     """Return the label of a run's method, and the value of its tuned flag or None: (label, value)."""
     entry = METHODS[settings["method"]]
-    return entry.label, settings[entry.tuned] if entry.tuned else None
+    return entry.label, settings[entry.tuned_flag] if entry.tuned_flag else None
 
 
 def build_method(settings, model):
@@ -199,4 +199,4 @@ def build_method(settings, model):
         model: AVClassifier with initial weights. The method may replace its fusion module.
     """
     settings = Namespace(**resolve(settings)) if isinstance(settings, dict) else settings
-    return METHODS[settings.method].rule(settings, model)
+    return METHODS[settings.method].method_class(settings, model)

@@ -30,7 +30,7 @@ class GBlend(JointUni):
         if self.settings.gblend_runs and self.settings.gblend_weights:
             raise InputError("--gblend_weights: --gblend_runs sets the weights too; leave out one of the two flags")
         if self.settings.gblend_runs:
-            self.weights = blended(measured(self.settings, self.runs))
+            self.weights = blended(read_losses(self.settings, self.runs))
         print(f"G-Blending: weights {', '.join(f'{w:.4f}' for w in self.weights)} of {', '.join(self.runs)}")
 
     def row(self):
@@ -41,7 +41,7 @@ class GBlend(JointUni):
             raise ValueError("the run had other weights of the losses")
 
 
-def measured(settings, runs):
+def read_losses(settings, runs):
     """Read the losses of finished runs.
 
     Returns:
@@ -73,7 +73,7 @@ def measured(settings, runs):
 
 
 def blended(losses):
-    """Return the weights of the losses, whose sum is 1, from the losses that `measured` returns, in their order."""
+    """Return the weights of the losses, whose sum is 1, from the losses that `read_losses` returns, in their order."""
     raw = []
     for (train_start, val_start), (train_end, val_end) in losses.values():
         overfitting = (val_end - train_end) - (val_start - train_start)

@@ -29,7 +29,7 @@ def load_initial_weights(model, weights, backbone):
         InputError: the weights cannot be read or downloaded, or do not fit.
     """
     for source in ["imagenet"] if weights == "imagenet" else weights.split(","):
-        found = published(backbone) if source == "imagenet" else tensors_in(source)
+        found = imagenet_weights(backbone) if source == "imagenet" else tensors_in(source)
         parts = {name: network_in(found, name) for name in model.modalities}
         if not any(parts.values()) and not any(name.partition(".")[0].endswith("_net") for name in found):
             network = {key: value for key, value in found.items() if not key.startswith(CLASSIFIER)}
@@ -57,7 +57,7 @@ def network_of(model, name):
     return tensors
 
 
-def published(backbone):
+def imagenet_weights(backbone):
     """Return torchvision's ImageNet weights; on first use they are downloaded into PyTorch's cache.
 
     Raises:
