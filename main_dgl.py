@@ -33,11 +33,11 @@ from utils.processes import first_process
 
 
 def dgl_step(model, inputs, label, alpha):
-    """Run the forward and backward passes of one DGL step (paper eq. 9 to 15, Algorithm 1), for any modalities.
+    """Run the forward and backward passes of one DGL step (paper eq. 9 to 15, Algorithm 1).
 
-    Afterwards `.grad` is alpha * dL_u in the encoders and dL_m in the fusion module. The caller zeroes and clips the
-    gradients and steps the optimiser. L_u and L_m share no graph, so each encoder's activations are freed before the
-    next encoder runs.
+    Afterwards `.grad` is alpha * dL_u in the encoders and dL_m in the fusion module, for any number of modalities. The
+    caller zeroes and clips the gradients and steps the optimiser. L_u and L_m share no graph, so each encoder's
+    activations are freed before the next encoder runs.
 
     Args:
         model: AVClassifier, or any model with `modalities`, `encode`, `encoder_parameters` and a `fusion_module`. The

@@ -27,8 +27,8 @@ from utils.config import DEFAULTS, changes_results, format_value
 from utils.errors import InputError, OneLineParser, run
 from utils.files import write_csv, write_text
 
-# Settings that labels do not list as differences between runs: the columns of the table have them, they do not change
-# results, or (gblend_weights) they are computed.
+# Settings that `distinctions` ignores: the columns of the table, the weights that G-Blending computes, and settings
+# that do not change results.
 UNLISTED = {
     "method",
     "modality",

@@ -95,7 +95,9 @@ def check_dataset_flags(settings, typed):
             raise InputError(f"--{flag}: no effect with --dataset {name}; leave it out")
     for flag, value in (("method", settings.modality), ("freeze", getattr(settings, "freeze", None))):
         if value not in (None, "full", "both", *source.inputs):
-            raise InputError(f"--{flag} {value}: {name} has {', '.join(source.inputs)}; use one of these")
+            raise InputError(
+                f"--{flag} {value}: {name} has the modalities {', '.join(source.inputs)}; use one of these"
+            )
     if (settings.backbone == "mlp") != (source.backbone == "mlp"):
         raise InputError(f"--backbone {settings.backbone}: does not fit {name}; use {source.backbone}")
 

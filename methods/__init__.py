@@ -128,7 +128,7 @@ def resolve(settings):
         raise InputError(f"{' and '.join(named)}: different methods; leave out all but one")
     method = next(iter(named.values()), "dgl")
     if method not in METHODS:
-        raise InputError(f"{next(iter(named))}: none of {', '.join(METHODS)}; name one of them")
+        raise InputError(f"{next(iter(named))}: not one of {', '.join(METHODS)}; name one of them")
     if modality == "full" != METHODS[method].modality:
         raise InputError(f"--method {method}: trains one encoder; leave out --modality full")
     others = {name for name, flag in OF_METHODS.items() if method not in flag.methods}

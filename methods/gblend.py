@@ -64,7 +64,7 @@ def read_losses(settings, runs):
         for name in ("dataset", "random_seed"):
             theirs, ours = recorded.get(name), getattr(settings, name)
             if theirs != ours:
-                raise InputError(f"--gblend_runs {folder}: --{name} was {theirs}, here {ours}; give runs of the same")
+                raise InputError(f"--gblend_runs {folder}: --{name} was {theirs}, here {ours}; give runs with the same")
     if losses.keys() != set(runs):
         raise InputError(
             f"--gblend_runs {settings.gblend_runs}: runs of {', '.join(losses)}; give runs of {', '.join(runs)}"
