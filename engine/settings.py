@@ -21,7 +21,7 @@ CHOICES = {
     "backbone": BACKBONES,
     "method": METHODS,
 }
-NOT_RECORDED = {
+NOT_REUSED = {
     "train",
     "resume",
     "overwrite",
@@ -118,7 +118,7 @@ def with_recorded(settings, typed, parser, argv):
         recorded = read_record(path)["settings"] if settings.config else recorded_settings(path)
     if not recorded:
         return settings
-    recorded = {name: value for name, value in resolve(recorded).items() if name not in NOT_RECORDED}
+    recorded = {name: value for name, value in resolve(recorded).items() if name not in NOT_REUSED}
     if typed.get("dataset", recorded["dataset"]) != recorded["dataset"]:  # another dataset has other folders and frames
         recorded = {name: value for name, value in recorded.items() if name not in {*config.PATHS, "root", "num_frame"}}
     if "root" in typed:
