@@ -13,7 +13,7 @@ from collections import deque
 
 from analysis.gradient_report import show_gradients
 from dataset.loader import Data
-from engine.batchnorm import batches_kept, check_batch_size, refresh_batchnorm
+from engine.batchnorm import batches_to_refresh, check_batch_size, refresh_batchnorm
 from engine.build import build, build_optimizer
 from engine.checkpoint import best_of, load_best, resume, save_epoch
 from engine.device import choose_device, return_freed_memory, set_precision
@@ -79,7 +79,7 @@ def train_epoch(model, method, loader, optimizer, device):
     """
     model.train()
     meter = Meter(model, loader, method.settings.log_suppression)
-    last_inputs = deque(maxlen=batches_kept(loader.sampler.size))
+    last_inputs = deque(maxlen=batches_to_refresh(loader.sampler.size))
     for inputs, label in batches(loader, device, meter):
         for outputs in method.steps(model, inputs, label):  # one optimiser step per batch; MLA takes one per modality
             average_gradients(model)  # over processes; no effect with one

@@ -9,7 +9,7 @@ from utils.processes import average, size
 BATCHNORM_CLIPS = 256  # clips over which BatchNorm's statistics are averaged before an evaluation
 
 
-def batches_kept(batch_size):
+def batches_to_refresh(batch_size):
     """Return how many of the last batches of an epoch `refresh_batchnorm` needs."""
     return -(-BATCHNORM_CLIPS // batch_size)
 

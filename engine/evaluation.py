@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import torch
 
-from engine.batchnorm import batches_kept, refresh_batchnorm
+from engine.batchnorm import batches_to_refresh, refresh_batchnorm
 from utils.batches import to_device
 from utils.errors import InputError
 from utils.processes import gather, size
@@ -81,7 +81,7 @@ def untrained_losses(model, data, batch_size, device):
     """
     model = copy.deepcopy(model)
     data.set_epoch(0)
-    first_batches = itertools.islice(data.train, batches_kept(batch_size))
+    first_batches = itertools.islice(data.train, batches_to_refresh(batch_size))
     refresh_batchnorm(model, [to_device(batch, device)[0] for batch in first_batches])
     losses = [mean_loss(predict(model, loader, device)) for loader in (data.train, data.choosing)]
     return dict(zip(("loss", "val_loss"), losses, strict=True))

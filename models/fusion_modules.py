@@ -9,7 +9,7 @@ from torch import nn
 
 from models.backbone import pooled
 from models.mixer import MixerBlock
-from models.mmtm import MMTM, running_statistics_kept
+from models.mmtm import MMTM, keep_running_statistics
 
 
 class Fusion_AUXI(nn.Module):
@@ -241,7 +241,7 @@ class MMTMFusion_AUXI(Fusion_AUXI):
 
     def vector(self, name, feature):
         """Return the pooled maps of a modality's stream, which runs alone: (B, N, C, h, w) -> (B, dim)."""
-        with running_statistics_kept(self):
+        with keep_running_statistics(self):
             return self.vectors({name: feature})[name]
 
     def vectors(self, maps):

@@ -39,7 +39,7 @@ class MMTM(nn.Module):
 
 
 @contextmanager
-def running_statistics_kept(module):
+def keep_running_statistics(module):
     """Leave the running statistics of a module's BatchNorm layers unchanged while the block lasts.
 
     As always, the layers normalise by the statistics of the batch in training, and by the running ones in evaluation.

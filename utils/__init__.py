@@ -17,7 +17,7 @@ if sys.version_info < (3, 10):
 LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def forget_half_a_launcher():
+def unset_incomplete_launcher():
     """Unset the variables of torchrun unless all of them are set: some clusters set a few for every process."""
     if not all(name in os.environ for name in LAUNCHER):
         for name in (*LAUNCHER, "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
@@ -46,7 +46,7 @@ def give_packages_a_folder():
             os.environ.setdefault(name, os.path.join(folder, name.lower()))
 
 
-forget_half_a_launcher()
+unset_incomplete_launcher()
 os.environ.update({"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull})  # figures look the same everywhere
 os.environ["JOBLIB_MULTIPROCESSING"] = "0"  # otherwise joblib, which librosa imports, warns if /dev/shm is read-only
 give_packages_a_folder()

@@ -36,7 +36,7 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def signals_raise():
+def raise_on_signals():
     """Raise Interrupted on SIGNALS while the block lasts; ignored signals, such as SIGHUP under nohup, stay ignored."""
 
     def receive(number, _):
@@ -85,13 +85,13 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message):
         unknown = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
-        candidates = [flag for flag in self._option_string_actions if is_meant(unknown, flag)]
+        candidates = [flag for flag in self._option_string_actions if resembles(unknown, flag)]
         if candidates and unknown not in candidates:
             message += f"; did you mean {' or '.join(candidates)}?"
         raise InputError(f"{message}; {self.prog} --help lists every flag")
 
 
-def is_meant(typed, flag):
+def resembles(typed, flag):
     """Return True if an unknown word may stand for a flag: as its beginning, its initials, or a misspelling."""
     initials = "--" + "".join(word[0] for word in flag.strip("-").split("_"))
     is_beginning = flag.startswith(typed) and typed.strip("-")
@@ -136,7 +136,7 @@ def run(main):
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may have another encoding
     try:
-        with signals_raise():
+        with raise_on_signals():
             result = main()
             print(end="", flush=True)
             return result
