@@ -109,5 +109,5 @@ def as_table(report):
         cells = (f"{'0' if norm == 0 else f'{norm:.4g}':>16}" for norm in norms.values())
         lines.append(f"{loss:{width}}" + "".join(cells))
     if list(report) == ["all"]:
-        lines.append("the losses cannot be told apart, because the gradients are not linear in them")
+        lines.append("the losses cannot be separated, because the gradients are not linear in them")
     return "\n".join(lines)

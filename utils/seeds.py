@@ -5,8 +5,8 @@ import hashlib
 
 def derived_seed(*parts):
     """Return a 63-bit seed that depends only on `parts`; it is the same in every process and on every machine."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    hashed = hashlib.blake2b("/".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(hashed, "little") >> 1
 
 
 def hash_of(tensors):
