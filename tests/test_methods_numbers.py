@@ -1,0 +1,458 @@
+"""Check the methods against examples worked by hand, what they do before an epoch, and features of many clips."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from analysis.gradient_report import gradient_report
+from main_dgl import dgl_step
+from methods import Output, agm, build_method, gblend, inforeg, lfm, statistics
+from methods import features as clip_features
+from models.fusion_modules import SumFusion_AUXI
+from tests.conftest import method_of, settings_of
+from tests.rules import WIDTHS, Toy, features_of, loaders_of, rule, small_model, toy, toy_batch, whole_step
+from tests.test_dgl_step import CLASSES, batch
+from utils.errors import InputError
+
+CPU = torch.device("cpu")
+SCORES = torch.tensor([6.0, 4.0, 2.0])  # S of the worked examples
+
+
+def close(expected, tolerance=2e-6):
+    return pytest.approx(expected, abs=tolerance)
+
+
+def shifted(model, by):
+    """Move every encoder weight."""
+    with torch.no_grad():
+        for parameter in (p for name in model.modalities for p in model.encoder_parameters(name)):
+            parameter += by
+
+
+# DGL and joint training, fusion modules of three modalities
+
+
+class Given(nn.Module):
+    """An encoder whose feature is its parameter, so that the parameter's gradient is that of the feature."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([[value]], dtype=torch.float64))
+
+    def forward(self, x):
+        return self.value.expand(len(x), 1)
+
+
+def test_dgl_and_joint_training_in_numbers():
+    """Check W_0 = (1, .5, -1), W_1 = (0, -.5, 1), z = (1, 2, .5), and a clip of class 0."""
+    model, _ = toy(encoders={"a": Given(1.0), "v": Given(2.0), "t": Given(0.5)}, n_classes=2, dim=1)
+    with torch.no_grad():
+        model.fusion_module.fc_out.weight.copy_(torch.tensor([[1, 0.5, -1], [0, -0.5, 1]]))
+        model.fusion_module.fc_out.bias.copy_(torch.tensor([0.1, -0.1]))
+    clip, gradients = (dict.fromkeys(model.modalities, torch.zeros(1, 1)), torch.tensor([0])), []
+    for step in (build_method(settings_of("--method", "joint"), model).step, lambda *each: dgl_step(*each, 4.0)):
+        model.zero_grad()
+        outputs = step(model, *clip)
+        gradients.append([model.encoder(name).value.grad.item() for name in model.modalities])
+    assert gradients[0] == close([-0.099750, -0.099750, 0.199501])
+    assert gradients[1] == close([-0.925901, -0.399002, 5.519796])
+    likely = [output.logits.softmax(dim=1)[0, 0].item() for output in outputs.values()]
+    assert [output.loss.item() for output in outputs.values()] == close([0.105083, 0.263282, 0.105083, 1.171101])
+    assert likely == close([0.900250, 0.768525, 0.900250, 0.310026])
+    wrong = 1 - likely[0]  # the fusion module's gradient is that of L_d alone: (p - y) z
+    expected = [-wrong, -2 * wrong, -0.5 * wrong, wrong, 2 * wrong, 0.5 * wrong]
+    assert model.fusion_module.fc_out.weight.grad.flatten().tolist() == close(expected)
+
+
+def test_a_gradient_report_of_three_modalities():
+    model, method = toy("dgl", "--alpha", 3.0)
+    report = gradient_report(method, model, *toy_batch())
+    assert list(report) == ["L_m", "L_a", "L_v", "L_t", "all"]
+    for loss, module in (("L_m", "fusion"), ("L_a", "a"), ("L_v", "v"), ("L_t", "t")):
+        assert [name for name, norm in report[loss].items() if norm > 0] == [module]
+        assert report[loss].keys() == {"fusion", "a", "v", "t"}
+
+
+@pytest.mark.parametrize("fusion", ["gated", "film", "bilinear"])
+def test_fusion_of_two_rejects_three(fusion):
+    with pytest.raises(ValueError, match="takes 2 modalities, not 3"):
+        Toy(fusion)
+
+
+def test_names_of_the_layers_of_sum():
+    names = {name.partition(".")[0] for name in SumFusion_AUXI(2, 3, "abcde").state_dict()}
+    assert names == {"fc_x", "fc_y", "fc_z", "fc_3", "fc_4"}
+
+
+# OGM, G-Blending, AGM, PMR, MMPareto
+
+
+def convolutions(names):
+    return {name: nn.Conv2d(1, 1, 2) for name in names}
+
+
+def probabilities(values, size=1):
+    """Return logits (size, 2) of two classes, of which the first one has the probability."""
+    return [torch.tensor([[p, 1 - p]], dtype=torch.float64).log().expand(size, 2) for p in values]
+
+
+def outputs_of(model, logits, label):
+    pairs = zip(model.modalities, logits, strict=True)
+    return {name: Output(F.cross_entropy(each, label), each) for name, each in pairs}
+
+
+@pytest.mark.parametrize("fusion", ["sum", "concat"])
+@pytest.mark.parametrize(("way", "k"), [("cvpr", (0.778722, 0.867451)), ("journal", (0.915172, 0.967849))])
+def test_ogm_in_numbers(way, k, fusion):
+    """Check S of 6, 4 and 2; concat's bias is split, so that W_u z_u + b / 3 is scored."""
+    flags, names = ["--ogm_alpha", 0.1, "--ogm_rule", way], tuple(WIDTHS)
+    model, method = toy("ogm", *flags, fusion=fusion, encoders=convolutions(names), n_classes=2)
+    of_others, label = torch.zeros(2), torch.zeros(8, dtype=torch.int64)
+    if fusion == "concat":
+        of_others = torch.tensor([2.0, -4.0])
+        model.fusion_module.fc_out.bias.data = 1.5 * of_others
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    logits = [each + of_others for each in probabilities([0.75, 0.5, 0.25], 8)]
+    method.adjust_gradients(model, outputs_of(model, logits, label), label)
+    assert [model.encoder(name).weight.grad.unique().tolist() for name in names] == [[close(k[0])], [close(k[1])], [1]]
+    assert all((model.encoder(name).bias.grad == 1).all() for name in names)
+    assert statistics.mean_over_others(SCORES, torch.div).tolist() == close([2.25, 1.333333, 0.416667])
+
+
+@pytest.mark.parametrize(
+    ("way", "alpha", "k"),
+    [
+        ("cvpr", 0.8, [1, 1, 1 - math.tanh(0.8008), 1 - math.tanh(2.4)]),
+        ("journal", 0.8, [1, 1, 1 - 0.8 * math.tanh(0.001), 1 - 0.8 * math.tanh(2)]),
+        ("journal", 5, [1, 1, 1 - 5 * math.tanh(0.001), 0]),
+    ],
+)
+def test_coefficients_of_ogm(way, alpha, k):
+    """Check that the journal's k starts at 1 and is never below 0, and that CVPR's jumps where rho passes 1."""
+    _, method = toy("ogm", "--ogm_alpha", alpha, "--ogm_rule", way)
+    rho = torch.tensor([0.5, 1.0, 1.001, 3.0], dtype=torch.float64)
+    assert method.coefficients(rho).tolist() == pytest.approx(k, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("overfitting", "gain", "weights"),
+    [
+        ((0.5, 1, 0.3), (0.5, 0.5, 0.2), [0.42353, 0.10588, 0.47059]),
+        ((0.5, 1, 0.2, 0.5), (0.4, 0.3, 0.1, 0.2), [0.307692, 0.057692, 0.480769, 0.153846]),
+        ((1.5, 1.5, 1.5), (-1, -1, -1), [1 / 3] * 3),
+        ((1.5, 0, 1.5), (-1, 0.5, -1), [0, 1, 0]),
+    ],
+)
+def test_blending_weights(overfitting, gain, weights):
+    for scale in (1, 7):  # in other units the weights are the same
+        found = {}
+        for name, o, g in zip(("joint", *WIDTHS), overfitting, gain, strict=False):
+            losses = (2, 2), (2 - g - o, 2 - g)  # in training and held out: untrained, at the end
+            found[name] = [[scale * loss for loss in pair] for pair in losses]
+        assert gblend.blended(found) == close(weights, 1e-5 if len(weights) == 3 else 2e-6)
+
+
+def test_blending_weights_are_one_for_each_loss():
+    _, method = toy("gblend", "--gblend_weights", "0.4,0.3,0.2,0.1")
+    assert method.runs == ("joint", "a", "v", "t")
+    with pytest.raises(InputError, match="give 4 numbers, for joint, a, v, t"):
+        toy("gblend", "--gblend_weights", "0.4,0.3,0.3")
+
+
+EQUAL = [0.5] * 3  # for which r or tau is 1
+
+
+@pytest.mark.parametrize(
+    ("alpha", "scores", "means", "exponents"),
+    [
+        (1, [1, 1.2, 1.4], [1, 1.1, 1.3], [math.log(0.879452), math.log(1.052608), math.log(1.038713)]),
+        (2, [1, 1.2], [1, 1.1], [math.log(0.792579), math.log(1.187931)]),
+        (1, [0.1, 3, 4], [0.1, 5, 9], [10]),  # tau - r is at most 10
+        (1, [1, 1.2, 1.4], EQUAL, [1 - 1.349859, 0, 1 - 0.740818]),  # 1 - r
+        (1, EQUAL, [1, 1.1, 1.3], [1.221403 - 1, 1.051271 - 1, 0.778801 - 1]),  # tau - 1
+    ],
+)
+def test_agm_in_numbers(alpha, scores, means, exponents):
+    _, method = toy("agm", "--agm_alpha", alpha, encoders=convolutions("avt"[: len(scores)]))
+    method.means, method.batches = torch.tensor(means, dtype=torch.float64), 3
+    found = method.coefficients(probabilities([math.exp(-s) for s in scores]), torch.zeros(1, dtype=torch.int64))
+    assert found.log().tolist()[: len(exponents)] == close(exponents)
+    assert method.means.tolist() == close([(3 * m + s) / 4 for m, s in zip(means, scores, strict=True)])
+    assert method.batches == 4
+
+
+def test_shapley_values_of_concat_with_features_of_zeros():
+    (model, _), (inputs, _) = toy(), toy_batch()
+    z, fusion, f = features_of(model, inputs), model.fusion_module, {frozenset(): 0}
+    for kept in agm.subsets(z)[1:]:
+        f[kept] = fusion.fuse({name: each if name in kept else torch.zeros_like(each) for name, each in z.items()})
+    for part, (name, each) in zip(fusion.fc_out.weight.split(model.dim, dim=1), z.items(), strict=True):
+        torch.testing.assert_close(agm.shapley(name, f), each @ part.T + fusion.fc_out.bias / 3)
+
+
+@pytest.mark.parametrize(
+    ("way", "scores", "helps", "holds"),
+    [
+        ("paper", [1.0, 1.0], [0, 0], [0, 0]),
+        ("paper", [0.25, 1.0], [1, 0], [0, 1]),
+        ("paper", [1.5, 1.0], [0, 0.5], [0.5, 0]),
+        ("paper", [0.8, 1.0], [0.25, 0], [0, 0.25]),
+        ("paper", [6.0, 4.0, 2.0], [0, 0.25, 1], [0.75, 0.5, 0]),
+        ("code", [1.0, 1.0], [0, 1], [0, 0]),
+        ("code", [0.25, 1.0], [1, 0], [0, 1]),
+        ("code", [1.5, 1.0], [0, 1], [0.5, 0]),
+    ],
+)
+def test_pmr_in_numbers(way, scores, helps, holds):
+    _, method = toy("pmr", "--pmr_rule", way)
+    found = [each.tolist() for each in method.coefficients(torch.tensor(scores))]
+    assert found == [close(helps), close(holds)]
+
+
+def test_probabilities_of_pmr():
+    _, method = rule("pmr")
+    centres = torch.eye(CLASSES, 512)
+    equal = method.log_probabilities(torch.zeros(1, 512), centres)
+    torch.testing.assert_close(equal, torch.full((1, CLASSES), -math.log(CLASSES)))
+    assert statistics.entropy(equal).item() == pytest.approx(math.log(CLASSES))
+    at = centres[:1].clone().requires_grad_()  # at a prototype, where the distance has no gradient
+    method.log_probabilities(at, centres)[0, 0].backward()
+    assert at.grad.isfinite().all()
+    method.present[2] = False
+    without = method.log_probabilities(torch.zeros(1, 512), centres).exp()
+    assert without[0, 2] == 0 and without[0, 0].item() == pytest.approx(1 / (CLASSES - 1))
+
+
+def test_pmr_prototypes_are_class_means_in_evaluation():
+    model, method = rule("pmr", "--pmr_momentum", 0.25)
+    method.prototypes, (inputs, _), first = None, batch(12), None
+    label = torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3, 4, 4, 4])
+    for epoch in (0, 1):
+        method.begin_epoch(epoch, model.train(), loaders_of(inputs, label), CPU)
+        for name, z in features_of(model.eval(), inputs).items():
+            for k in (0, 1, 3, 4):
+                mean = z[label == k].mean(0).detach()
+                expected = 0.25 * first[name][k] + 0.75 * mean if epoch else mean
+                torch.testing.assert_close(method.prototypes[name][k], expected)
+        first = method.prototypes
+        shifted(model, 0.01)
+    assert method.present.tolist() == [True, True, False, True, True]
+
+
+M, U = (0.3, -2.0), (1.5, 0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rescale", ["encoder", "tensor"])
+@pytest.mark.parametrize(
+    ("g_m", "g_u", "expected"),  # over gamma
+    [
+        ((2.0, 0.0), (-1.0, 1.0), (0.447214, 1.341641)),
+        ((1.0, 0.0), (1.0, 1.0), (2.0, 1.0)),
+        ((1.0, 0.0), (-1.0, 3.0), (2.496151, 1.664101)),
+        (M, (0, 0), M),
+        ((0, 0), U, U),
+        ((0, 0), (0, 0), (0, 0)),
+        (M, (-0.3, 2.0), (0, 0)),  # g_m = - g_u
+        ((-2 * 0.3, -2 * -2.0), M, (0, 0)),  # g_m = - 2 g_u
+        (M, (-2 * 0.3, -2 * -2.0), (0, 0)),
+        ((1.0, 0.0), (0.0, 3.0), (1.0, 3.0)),  # at right angles
+        ((1.0, 1.0), (-2.0, 2.0), (-1.0, 3.0)),
+        (M, (2.0, 0.3), (2.3, -1.7)),
+    ],
+)
+def test_mmpareto_in_numbers(g_m, g_u, expected, rescale, dtype):
+    """Check encoders of three tensors, one after the other with these gradients; never 0 / 0."""
+    _, method = toy("mmpareto", "--mmpareto_gamma", 1.3, "--mmpareto_rescale", rescale)
+    found = method.combined(*([torch.tensor(each, dtype=dtype) * k for k in (1, 2, 1)] for each in (g_m, g_u)))
+    for tensor, k in zip(found, (1, 2, 1), strict=True):
+        assert tensor.dtype == dtype and tensor.isfinite().all()
+        assert tensor.tolist() == pytest.approx([1.3 * k * each for each in expected], rel=2e-6, abs=1e-12)
+
+
+def test_mmpareto_rescales_small_tensors_next_to_large_ones():
+    """Check a tensor whose gradients are 0, and one whose are a billionth of the others'."""
+    _, method = toy("mmpareto", "--mmpareto_gamma", 1.3, "--mmpareto_rescale", "tensor")
+    g_m, g_u = ([torch.tensor(each, dtype=torch.float64) * k for k in (1, 0, 1e-9)] for each in ((2, 0), (-1, 1)))
+    large, zero, small = method.combined(g_m, g_u)
+    assert large.tolist() == close([1.3 * 0.2**0.5, 1.3 * 1.8**0.5])
+    torch.testing.assert_close(small, 1e-9 * large, rtol=1e-9, atol=0)
+    assert not zero.any()
+
+
+# MLA, LFM
+
+
+def test_certain_logits_count_for_more():
+    p = [0.9, 0.05, 0.05], [1 / 3] * 3, [0.6, 0.3, 0.1]
+    sure, unsure, between = (torch.tensor([each], dtype=torch.float64).log() for each in p)
+    assert statistics.entropy(torch.cat([sure, unsure, between])).tolist() == close([0.394398, 1.098612, 0.897946])
+    for logits, weights in (
+        ((sure, unsure, between), (0.476445, 0.235600, 0.287955)),
+        ((sure, unsure), (0.669122, 0.330878)),
+        ((sure, sure), (0.5, 0.5)),
+    ):
+        expected = sum(weight * each for weight, each in zip(weights, logits, strict=True))
+        torch.testing.assert_close(statistics.by_certainty(*logits), expected, rtol=0, atol=5e-6)
+
+
+def test_projection_of_mla():
+    """Check (I + sum of r r^T / alpha)^-1; the first gradient stays as it is, the projection being the identity."""
+    for dim, means, grads in (
+        (2, [torch.tensor([1.0, 0.0])] * 2, [[3, 4], [0.272727, 4]]),
+        (6, torch.rand(3, 6), []),
+    ):
+        model, method = toy("mla", dim=dim, encoders={name: nn.Linear(1, dim) for name in WIDTHS}, n_classes=1)
+        weight, inverse = model.fusion_module.head.weight, torch.eye(dim, dtype=torch.float64)
+        for number, mean in enumerate(each.double() for each in means):
+            weight.grad = torch.arange(3.0, 3 + dim).double().unsqueeze(0)
+            method.project(weight, mean)  # alpha is 0.1
+            inverse += torch.outer(mean, mean) / 0.1
+            torch.testing.assert_close(method.projection, torch.linalg.inv(inverse))
+            assert not grads or weight.grad.flatten().tolist() == close(grads[number])
+
+
+@pytest.mark.parametrize(
+    ("flags", "epoch", "weight"),
+    [((), 0, 0.632121), ((), 2, 0.283469), ((), 99, 0.00995), (("--lfm_weights", "fitted"), 10, 1 - 0.253)],
+)
+def test_weight_of_lfm(flags, epoch, weight):
+    _, method = toy("lfm", *flags)
+    method.epoch = epoch
+    assert method.weight() == close(weight)
+
+
+def test_infonce():
+    same, swapped = torch.eye(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64).flip(0)
+    assert lfm.infonce(same, same, 1).item() == close(0.313262)
+    assert lfm.infonce(same, swapped, 1).item() == close(1.313262)
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 6, 3, dtype=torch.float64)
+    torch.testing.assert_close(lfm.infonce(7 * x, y, 0.1), lfm.infonce(y, x, 0.1))  # angles alone
+    order = torch.randperm(6)
+    torch.testing.assert_close(lfm.infonce(x[order], y[order], 0.1), lfm.infonce(x, y, 0.1))
+    assert lfm.infonce(x, x, 1e-3) < 1e-6 and lfm.infonce(x, y, 1e9).item() == pytest.approx(math.log(6))
+    zero = torch.zeros(6, 3, dtype=torch.float64, requires_grad=True)  # ReLU may leave a feature of zeros
+    lfm.infonce(zero, y, 0.1).backward()
+    assert zero.grad.isfinite().all()
+
+
+def test_divergence():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 6, CLASSES, dtype=torch.float64).requires_grad_()
+    torch.testing.assert_close(lfm.divergence(x, y), lfm.divergence(y, x))
+    torch.testing.assert_close(lfm.divergence(x, x + 3), torch.zeros((), dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(lfm.divergence(x, x.detach()), x)
+    assert gradient.abs().max() < 1e-12
+
+
+# InfoReg, Re-learning
+
+
+@pytest.mark.parametrize(
+    ("scores", "leads", "grads"),
+    [([-0.4, -0.9, -1.6], [0.85, 0.7, 0], [1.862580, 1.722766, 0]), ([-0.2, -0.7], [0.5, 0], [1.515743, 0])],
+)
+def test_inforeg_in_numbers(scores, leads, grads):
+    assert inforeg.leads(torch.tensor(scores)).tolist() == close(leads)
+    model, method = toy("inforeg", fusion="sum", encoders=convolutions("avt"[: len(scores)]), n_classes=2)
+    method.begin_epoch(0, model, {}, CPU)
+    method.traces = [[1.0] * len(scores), [2.0] * len(scores)]
+    shifted(model, 1)  # w - w_start
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    label = torch.zeros(1, dtype=torch.int64)
+    method.adjust_gradients(model, outputs_of(model, probabilities(map(math.exp, scores)), label), label)
+    assert [model.encoder(name).weight.grad.mean().item() for name in model.modalities] == close(grads)
+
+
+@pytest.mark.parametrize(
+    ("traces", "inside"),
+    [
+        ([[1.0, 1.0, 1.0], [1.05, 1.03, 1.05]], [True, False, True]),
+        ([[1.0, 2.0, 1.0], [2.0, 1.0, 2.0]], [True, False, True]),
+        ([[1.0, 1.0, 1.0]], [False] * 3),
+    ],
+)
+def test_windows_of_inforeg(traces, inside):
+    model, method = toy("inforeg")
+    method.traces = traces
+    assert method.windows(model) == inside
+
+
+def test_inforeg_takes_the_epochs_mean_of_squared_gradients():
+    (model, method), squares = rule("inforeg"), []
+    for size in (4, 5, 6):
+        model.zero_grad()
+        whole_step(model, method, *batch(size))
+        squares.append([sum(p.grad.square().sum() for p in model.encoder_parameters(n)) for n in model.modalities])
+    method.begin_epoch(1, model, {}, CPU)
+    assert method.traces[0] == pytest.approx(torch.tensor(squares).mean(dim=0).tolist())
+    assert method.batches == 0 and not method.sums.any()
+
+
+@pytest.mark.parametrize(
+    ("flags", "purities", "alphas"),
+    [
+        ([], [0.9, 0.7, 0.5, 0.5], [0.537050, 0]),
+        (["--relearn_lambda", 8], [0.9, 0.6, 0.5, 0.6, 0.72, 0.7], [0.983675, 0.664037, 0.158649]),
+    ],
+)
+def test_relearning_goes_back_by_the_gap_in_purity(flags, purities, alphas, monkeypatch):
+    """Check 17 epochs; purities are those of training and held-out clips, modality by modality."""
+    flags, n = ["--val_ratio", 0.3, "--relearn_every", 5, "--relearn_times", 2, *flags], len(alphas)
+    model, clips = (small_model().double(), batch()) if n == 2 else (toy()[0], toy_batch())
+    method = method_of(model, "--method", "relearn", *flags)
+    method.prepare(model)
+    start, found = {name: value.clone() for name, value in model.state_dict().items()}, iter(purities * 2)
+    monkeypatch.setattr("methods.relearn.purity", lambda *_: next(found))
+    for epoch in range(17):
+        shifted(model, 0.5)
+        expected = {name: value.clone() for name, value in model.state_dict().items()}
+        method.begin_epoch(epoch, model, loaders_of(*clips), CPU)
+        strengths = dict(zip(model.modalities, alphas if epoch in (6, 11) else [0] * n, strict=True))
+        assert method.row() == {f"relearn_{name}": close(alpha) for name, alpha in strengths.items()}
+        for name, _ in model.named_parameters():
+            for modality, alpha in strengths.items():
+                if alpha and modality in name.replace("_net", "").split("."):
+                    expected[name] = (1 - alpha) * expected[name] + alpha * start[name]
+        torch.testing.assert_close(dict(model.state_dict()), expected, rtol=1e-6, atol=1e-5)
+        assert any(strengths.values()) or all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
+    method.strengths = dict.fromkeys(model.modalities, 1.0)
+    method.relearn(model)
+    assert all(torch.equal(p, start[name]) for name, p in model.named_parameters() if "fusion" not in name)
+
+
+# Features of many clips
+
+
+def test_a_tenth_of_every_class():
+    clips = loaders_of(batch()[0], torch.tensor([0] * 230 + [1] * 50 + [2] * 3))["train"].dataset.clips
+    drawn = clip_features.drawn_of_each_class(clips, 0.1, 10, seed=0)
+    counts = torch.bincount(torch.tensor([clips[k].label for k in drawn]))
+    assert counts.tolist() == [23, 10, 3] and drawn == sorted(set(drawn))
+    assert drawn != clip_features.drawn_of_each_class(clips, 0.1, 10, seed=1)
+
+
+def test_purity_in_numbers():
+    assert clip_features.of_clusters(np.array([0, 0, 1, 1, 2]), np.array([1, 1, 0, 0, 0])) == 0.8
+    torch.manual_seed(0)
+    label = torch.arange(3).repeat(7)
+    features = 10 * torch.randn(3, 512)[label] + torch.randn(21, 512)
+    assert clip_features.purity(features, label, 3) == 1
+    assert clip_features.purity(features, torch.arange(21) // 7, 3) < 0.7
+    assert clip_features.purity(features[:2], label[:2], 3) == 1  # fewer clips than classes
+
+
+def test_features_in_evaluation_in_the_order_of_the_numbers():
+    model, (inputs, label), order = small_model().double().train(), batch(7), [1, 3, 6]
+    dataset = loaders_of(inputs, label)["train"].dataset
+    found, labels = clip_features.features_of(model, dataset, 2, CPU, [6, 1, 3])
+    assert not model.training and torch.equal(labels, label[order]) and list(found) == ["audio", "visual"]
+    for feature, expected in zip(found.values(), features_of(model, inputs).values(), strict=True):
+        torch.testing.assert_close(feature, expected[order].detach())
