@@ -1,4 +1,4 @@
-"""What the tests of the training rules share: a small encoder, rules that are ready to step, gradients compared."""
+"""What the tests of methods share: small models, methods that are ready to step, formulas, gradients compared."""
 
 import copy
 from types import SimpleNamespace
@@ -16,11 +16,11 @@ from models.fusion_modules import FUSION_MODULES
 from tests.conftest import SmallEncoder, settings_of
 from tests.test_dgl_step import CLASSES, FORMULAS, linear
 
-NEEDS = {"gblend": ["--gblend_weights", "0.2,0.5,0.3"]}  # flags that a rule is not built without
+NEEDS = {"gblend": ["--gblend_weights", "0.2,0.5,0.3"]}  # flags that a method is not built without
 
 
 def small_model(fusion="concat", modality="full", seed=0, n_classes=CLASSES, inputs=None):
-    """An AVClassifier with small encoders, in float32."""
+    """Return an AVClassifier with small encoders, in float32."""
     with patch.dict(BACKBONES, resnet18=SmallEncoder):
         torch.manual_seed(seed)
         return AVClassifier(n_classes, fusion, modality, inputs=inputs)
@@ -64,11 +64,9 @@ def whole_step(model, method, inputs, label):
 
 
 def gradients(model, outputs, weights=None):
-    """d(outputs), weighted, of every parameter by name; zeros where nothing reaches it."""
-    named = dict(model.named_parameters())
-    found = torch.autograd.grad(
-        outputs, list(named.values()), weights, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
+    """Return d(outputs), weighted, of every parameter by name; zeros where nothing reaches it."""
+    named, options = dict(model.named_parameters()), {"allow_unused": True, "materialize_grads": True}
+    found = torch.autograd.grad(outputs, list(named.values()), weights, retain_graph=True, **options)
     return dict(zip(named, found, strict=True))
 
 
@@ -84,7 +82,6 @@ def assert_gradients(model, expected, tolerance=1e-5):
 
 TOY_CLASSES, TOY_DIM, TOY_BATCH = 4, 6, 5
 WIDTHS = {"a": 5, "v": 3, "t": 4}  # of the inputs (B, 1, 4, width)
-TOY_NEEDS = {"gblend": ["--gblend_weights", "0.4,0.3,0.2,0.1"]}
 
 
 class Toy(nn.Module):
@@ -128,7 +125,8 @@ def toy(name=None, *flags, fusion="concat", **arguments):
 
 def toy_rule(name, *flags, fusion="concat"):
     """Return a Toy and the method of this name, ready to step -> (model, method)."""
-    return prepared(name, *toy(name, *TOY_NEEDS.get(name, ()), *flags, fusion=fusion))
+    flags = ["--gblend_weights", "0.4,0.3,0.2,0.1", *flags] if name == "gblend" else flags
+    return prepared(name, *toy(name, *flags, fusion=fusion))
 
 
 def toy_batch(seed=1, size=TOY_BATCH):
@@ -191,7 +189,7 @@ def encoder_names(model, name):
 
 
 def write_teachers(folder, dataset="CREMAD", classes=(), n_classes=CLASSES, seed=100, small=True):
-    """Runs of one encoder each, for UMT -> the flags that name them."""
+    """Write runs of one encoder each, for UMT -> the flags that name them."""
     flags = []
     for modality in ("audio", "visual"):
         path, settings = folder / f"{modality}.pth", {"method": modality, "dataset": dataset}

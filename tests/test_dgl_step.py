@@ -22,13 +22,13 @@ def linear(p, name, x):
     return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
 
 
-def outer(x, y):
-    return torch.einsum("bi,bj->bij", x, y).reshape(len(x), -1)
-
-
 def film(p, x, y):
     hidden = linear(p, "fc", x)
     return linear(p, "fc_out", hidden[:, :512] * y + hidden[:, 512:])
+
+
+def bilinear(p, x, y):
+    return linear(p, "fc_out", linear(p, "fc", torch.einsum("bi,bj->bij", x, y).flatten(1)))
 
 
 # The formulas of the fusion modules: parameters by name, x, y -> logits fused, of audio alone, of video alone.
@@ -49,11 +49,7 @@ FORMULAS = {
         lambda p, y: linear(p, "fc_out", linear(p, "fc_y", y).sigmoid() * linear(p, "fc_y", y)),
     ),
     "film": (film, lambda p, x: film(p, x, x), lambda p, y: film(p, y, y)),
-    "bilinear": (
-        lambda p, x, y: linear(p, "fc_out", linear(p, "fc", outer(x, y))),
-        lambda p, x: linear(p, "fc_out", linear(p, "fc", outer(x, x))),
-        lambda p, y: linear(p, "fc_out", linear(p, "fc", outer(y, y))),
-    ),
+    "bilinear": (bilinear, lambda p, x: bilinear(p, x, x), lambda p, y: bilinear(p, y, y)),
 }
 
 

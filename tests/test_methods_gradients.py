@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from main_dgl import METHODS
+import main_dgl  # noqa: F401  (it gives dgl its class)
 from tests.conftest import NarrowEncoder
 from tests.rules import (
     assert_gradients,
@@ -150,21 +150,6 @@ def test_weights_1_0_0_are_joint_training_to_the_bit():
     assert not model.fusion_module.audio_head.weight.grad.any()
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].modality == "full"])
-def test_a_step_has_outputs_and_gradients_of_three_modalities(name):
-    (model, method), (inputs, label) = toy_rule(name), toy_batch()
-    reached = dict.fromkeys(model.modalities, 0.0)
-    for outputs in method.steps(model, inputs, label):
-        method.adjust_gradients(model, outputs, label)
-        for each in model.modalities:
-            found = [p.grad for p in model.encoder_parameters(each) if p.grad is not None]
-            reached[each] += sum(gradient.norm().item() for gradient in found)
-        model.zero_grad()
-    assert list(outputs) == ["fused", "a", "v", "t"] and all(reached.values())
-    for output in outputs.values():
-        torch.testing.assert_close(F.cross_entropy(output.logits, label), output.loss)
-
-
 # OGM, OGM-GE
 
 
@@ -213,23 +198,19 @@ def agm_terms(model, fusion, inputs, mask):
 
     Everything but f(all) is encoded in evaluation, with the running statistics that f(all) leaves.
     """
-    z, f = features_of(model, inputs), {}
+    z = features_of(model, inputs)
     model.eval()
     masked = features_of(model, {name: torch.zeros_like(x) for name, x in inputs.items()})
     seen = features_of(model, inputs) if mask == "passes" else z
     model.train()
-    for kept in (kept for size in range(1, len(z)) for kept in combinations(z, size)):
-        f[letters(kept)] = fused_logits(model, fusion, masked | {name: seen[name] for name in kept})
-    everything = fused_logits(model, fusion, z)
-    if len(z) == 2:
-        difference = f["a"] - f["v"]
-        return everything, {"audio": (everything + difference) / 2, "visual": (everything - difference) / 2}
-    a, v, t, av, at, vt = (f[some] for some in SOME)
-    return everything, {
-        "a": (everything - vt + a) / 3 + (av - v + at - t) / 6,
-        "v": (everything - at + v) / 3 + (av - a + vt - t) / 6,
-        "t": (everything - av + t) / 3 + (at - a + vt - v) / 6,
-    }
+    orders, f = list(permutations(z)), {frozenset(): 0, frozenset(z): fused_logits(model, fusion, z)}
+    for kept in (frozenset(order[:k]) for order in orders for k in range(1, len(z))):
+        f[kept] = fused_logits(model, fusion, masked | {name: seen[name] for name in kept})
+    m = dict.fromkeys(z, 0)  # means over all orders of what a modality adds to those before it
+    for order, k in product(orders, range(len(z))):
+        added = f[frozenset(order[: k + 1])] - f[frozenset(order[:k])]
+        m[order[k]] = m[order[k]] + added / len(orders)
+    return f[frozenset(z)], m
 
 
 def kappas_of(m, label):
@@ -377,26 +358,6 @@ def test_mmpareto(n, conflicts, rescale):
     torch.testing.assert_close({branch: output.loss for branch, output in outputs.items()}, losses)
 
 
-@pytest.mark.parametrize("rescale", ["encoder", "tensor"])
-@pytest.mark.parametrize("missing", ["joint", "unimodal", "both"])
-def test_mmpareto_where_a_loss_does_not_reach_an_encoder(missing, rescale):
-    """Check a step in which g_m, g_u or both of one encoder are 0: gradient gamma g_u, gamma g_m or 0."""
-    model, method = toy_rule("mmpareto", "--mmpareto_gamma", 1.3, "--mmpareto_rescale", rescale)
-    heads, (inputs, label) = model.fusion_module, toy_batch()
-    with torch.no_grad():
-        if missing != "unimodal":
-            heads.joint.fc_out.weight[:, model.dim : 2 * model.dim] = 0
-        if missing != "joint":
-            heads.v_head.weight.zero_()
-    whole_step(model, method, inputs, label)
-    _, _, losses = written_out(model, "concat", inputs, label)
-    expected = gradients(model, 1.3 * (losses["fused"] + losses["v"]))
-    for name in encoder_names(model, "v"):
-        grad = model.get_parameter(name).grad
-        assert (grad != 0).any() == (missing != "both")
-        torch.testing.assert_close(grad, expected[name])
-
-
 # MLA
 
 
@@ -407,6 +368,7 @@ def test_mla(projection, n):
     model, method, inputs, label = ready("mla", "--mla_projection", projection, n=n)
     expected, r = copy.deepcopy(model), torch.rand(model.dim, dtype=torch.float64)
     start = P = torch.eye(model.dim, dtype=torch.float64) - torch.outer(r, r) / (0.1 + r @ r)
+    assert torch.equal(method.projection, torch.eye(model.dim))
     method.projection, method.batch, method.batches = start.clone(), 3, 6
     taken, names, head, logits = [], list(model.modalities), expected.fusion_module.head, []
     for outputs in method.steps(model, inputs, label):
@@ -462,7 +424,7 @@ def divergence(o, q):
 
 
 @pytest.mark.parametrize("n", [2, 3])
-@pytest.mark.parametrize("epoch", [0, 3])
+@pytest.mark.parametrize("epoch", [0, 10])
 @pytest.mark.parametrize(
     ("flags", "tau"),
     [([], 0.1), (["--lfm_tau", 0.7], 0.7), (["--lfm_weights", "fitted"], 0.1), (["--lfm_match", "code"], None)],
@@ -527,8 +489,8 @@ def test_inforeg(fusion, n, order):
 
     label = labels_where(model, label, lambda label: order_of(scores(label)) == order)
     s = scores(label)
-    for windows in ("avt", "vt", "a", ""):
-        method.traces = [[1.0] * n, [1.05 if name[0] in windows else 1.03 for name in model.modalities]]
+    for windows, epochs in (("avt", 2), ("vt", 2), ("a", 2), ("", 2), ("", 1)):  # with one epoch there is no window
+        method.traces = [[1.0] * n, [1.05 if name[0] in windows else 1.041 for name in model.modalities]][:epochs]
         model.zero_grad()
         whole_step(model, method, inputs, label)
         _, _, losses = written_out(model, fusion, inputs, label)

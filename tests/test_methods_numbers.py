@@ -1,25 +1,22 @@
-"""Check the methods against examples worked by hand, what they do before an epoch, and features of many clips."""
+"""Check coefficients of methods in numbers and at their limits, what is done before an epoch, and clips' features."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from analysis.gradient_report import gradient_report
-from main_dgl import dgl_step
-from methods import Output, agm, build_method, gblend, inforeg, lfm, statistics
 from methods import features as clip_features
+from methods import gblend, lfm
 from models.fusion_modules import SumFusion_AUXI
-from tests.conftest import method_of, settings_of
+from tests.conftest import method_of
 from tests.rules import WIDTHS, Toy, features_of, loaders_of, rule, small_model, toy, toy_batch, whole_step
 from tests.test_dgl_step import CLASSES, batch
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
-SCORES = torch.tensor([6.0, 4.0, 2.0])  # S of the worked examples
 
 
 def close(expected, tolerance=2e-6):
@@ -33,39 +30,7 @@ def shifted(model, by):
             parameter += by
 
 
-# DGL and joint training, fusion modules of three modalities
-
-
-class Given(nn.Module):
-    """An encoder whose feature is its parameter, so that the parameter's gradient is that of the feature."""
-
-    def __init__(self, value):
-        super().__init__()
-        self.value = nn.Parameter(torch.tensor([[value]], dtype=torch.float64))
-
-    def forward(self, x):
-        return self.value.expand(len(x), 1)
-
-
-def test_dgl_and_joint_training_in_numbers():
-    """Check W_0 = (1, .5, -1), W_1 = (0, -.5, 1), z = (1, 2, .5), and a clip of class 0."""
-    model, _ = toy(encoders={"a": Given(1.0), "v": Given(2.0), "t": Given(0.5)}, n_classes=2, dim=1)
-    with torch.no_grad():
-        model.fusion_module.fc_out.weight.copy_(torch.tensor([[1, 0.5, -1], [0, -0.5, 1]]))
-        model.fusion_module.fc_out.bias.copy_(torch.tensor([0.1, -0.1]))
-    clip, gradients = (dict.fromkeys(model.modalities, torch.zeros(1, 1)), torch.tensor([0])), []
-    for step in (build_method(settings_of("--method", "joint"), model).step, lambda *each: dgl_step(*each, 4.0)):
-        model.zero_grad()
-        outputs = step(model, *clip)
-        gradients.append([model.encoder(name).value.grad.item() for name in model.modalities])
-    assert gradients[0] == close([-0.099750, -0.099750, 0.199501])
-    assert gradients[1] == close([-0.925901, -0.399002, 5.519796])
-    likely = [output.logits.softmax(dim=1)[0, 0].item() for output in outputs.values()]
-    assert [output.loss.item() for output in outputs.values()] == close([0.105083, 0.263282, 0.105083, 1.171101])
-    assert likely == close([0.900250, 0.768525, 0.900250, 0.310026])
-    wrong = 1 - likely[0]  # the fusion module's gradient is that of L_d alone: (p - y) z
-    expected = [-wrong, -2 * wrong, -0.5 * wrong, wrong, 2 * wrong, 0.5 * wrong]
-    assert model.fusion_module.fc_out.weight.grad.flatten().tolist() == close(expected)
+# Three modalities
 
 
 def test_a_gradient_report_of_three_modalities():
@@ -88,40 +53,7 @@ def test_names_of_the_layers_of_sum():
     assert names == {"fc_x", "fc_y", "fc_z", "fc_3", "fc_4"}
 
 
-# OGM, G-Blending, AGM, PMR, MMPareto
-
-
-def convolutions(names):
-    return {name: nn.Conv2d(1, 1, 2) for name in names}
-
-
-def probabilities(values, size=1):
-    """Return logits (size, 2) of two classes, of which the first one has the probability."""
-    return [torch.tensor([[p, 1 - p]], dtype=torch.float64).log().expand(size, 2) for p in values]
-
-
-def outputs_of(model, logits, label):
-    pairs = zip(model.modalities, logits, strict=True)
-    return {name: Output(F.cross_entropy(each, label), each) for name, each in pairs}
-
-
-@pytest.mark.parametrize("fusion", ["sum", "concat"])
-@pytest.mark.parametrize(("way", "k"), [("cvpr", (0.778722, 0.867451)), ("journal", (0.915172, 0.967849))])
-def test_ogm_in_numbers(way, k, fusion):
-    """Check S of 6, 4 and 2; concat's bias is split, so that W_u z_u + b / 3 is scored."""
-    flags, names = ["--ogm_alpha", 0.1, "--ogm_rule", way], tuple(WIDTHS)
-    model, method = toy("ogm", *flags, fusion=fusion, encoders=convolutions(names), n_classes=2)
-    of_others, label = torch.zeros(2), torch.zeros(8, dtype=torch.int64)
-    if fusion == "concat":
-        of_others = torch.tensor([2.0, -4.0])
-        model.fusion_module.fc_out.bias.data = 1.5 * of_others
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    logits = [each + of_others for each in probabilities([0.75, 0.5, 0.25], 8)]
-    method.adjust_gradients(model, outputs_of(model, logits, label), label)
-    assert [model.encoder(name).weight.grad.unique().tolist() for name in names] == [[close(k[0])], [close(k[1])], [1]]
-    assert all((model.encoder(name).bias.grad == 1).all() for name in names)
-    assert statistics.mean_over_others(SCORES, torch.div).tolist() == close([2.25, 1.333333, 0.416667])
+# Coefficients
 
 
 @pytest.mark.parametrize(
@@ -164,35 +96,20 @@ def test_blending_weights_are_one_for_each_loss():
         toy("gblend", "--gblend_weights", "0.4,0.3,0.3")
 
 
-EQUAL = [0.5] * 3  # for which r or tau is 1
-
-
 @pytest.mark.parametrize(
-    ("alpha", "scores", "means", "exponents"),
+    ("alpha", "scores", "means", "kappas"),
     [
-        (1, [1, 1.2, 1.4], [1, 1.1, 1.3], [math.log(0.879452), math.log(1.052608), math.log(1.038713)]),
-        (2, [1, 1.2], [1, 1.1], [math.log(0.792579), math.log(1.187931)]),
-        (1, [0.1, 3, 4], [0.1, 5, 9], [10]),  # tau - r is at most 10
-        (1, [1, 1.2, 1.4], EQUAL, [1 - 1.349859, 0, 1 - 0.740818]),  # 1 - r
-        (1, EQUAL, [1, 1.1, 1.3], [1.221403 - 1, 1.051271 - 1, 0.778801 - 1]),  # tau - 1
+        (1, [1, 1.2, 1.4], [1, 1.1, 1.3], [0.879452, 1.052608, 1.038713]),
+        (2, [1, 1.2], [1, 1.1], [0.792579, 1.187931]),
+        (1, [0.1, 3, 4], [0.1, 5, 9], [math.exp(10)]),  # tau - r is at most 10
     ],
 )
-def test_agm_in_numbers(alpha, scores, means, exponents):
-    _, method = toy("agm", "--agm_alpha", alpha, encoders=convolutions("avt"[: len(scores)]))
+def test_coefficients_of_agm(alpha, scores, means, kappas):
+    _, method = toy("agm", "--agm_alpha", alpha, encoders={name: nn.Identity() for name in "avt"[: len(scores)]})
     method.means, method.batches = torch.tensor(means, dtype=torch.float64), 3
-    found = method.coefficients(probabilities([math.exp(-s) for s in scores]), torch.zeros(1, dtype=torch.int64))
-    assert found.log().tolist()[: len(exponents)] == close(exponents)
-    assert method.means.tolist() == close([(3 * m + s) / 4 for m, s in zip(means, scores, strict=True)])
-    assert method.batches == 4
-
-
-def test_shapley_values_of_concat_with_features_of_zeros():
-    (model, _), (inputs, _) = toy(), toy_batch()
-    z, fusion, f = features_of(model, inputs), model.fusion_module, {frozenset(): 0}
-    for kept in agm.subsets(z)[1:]:
-        f[kept] = fusion.fuse({name: each if name in kept else torch.zeros_like(each) for name, each in z.items()})
-    for part, (name, each) in zip(fusion.fc_out.weight.split(model.dim, dim=1), z.items(), strict=True):
-        torch.testing.assert_close(agm.shapley(name, f), each @ part.T + fusion.fc_out.bias / 3)
+    logits = [torch.tensor([[-s, math.log(1 - math.exp(-s))]], dtype=torch.float64) for s in scores]
+    found = method.coefficients(logits, torch.zeros(1, dtype=torch.int64))
+    assert found.tolist()[: len(kappas)] == pytest.approx(kappas, rel=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -208,40 +125,20 @@ def test_shapley_values_of_concat_with_features_of_zeros():
         ("code", [1.5, 1.0], [0, 1], [0.5, 0]),
     ],
 )
-def test_pmr_in_numbers(way, scores, helps, holds):
+def test_coefficients_of_pmr(way, scores, helps, holds):
     _, method = toy("pmr", "--pmr_rule", way)
     found = [each.tolist() for each in method.coefficients(torch.tensor(scores))]
     assert found == [close(helps), close(holds)]
 
 
-def test_probabilities_of_pmr():
-    _, method = rule("pmr")
-    centres = torch.eye(CLASSES, 512)
-    equal = method.log_probabilities(torch.zeros(1, 512), centres)
-    torch.testing.assert_close(equal, torch.full((1, CLASSES), -math.log(CLASSES)))
-    assert statistics.entropy(equal).item() == pytest.approx(math.log(CLASSES))
+def test_probabilities_of_pmr_at_a_prototype_and_without_one():
+    (_, method), centres = rule("pmr"), torch.eye(CLASSES, 512)
     at = centres[:1].clone().requires_grad_()  # at a prototype, where the distance has no gradient
     method.log_probabilities(at, centres)[0, 0].backward()
     assert at.grad.isfinite().all()
     method.present[2] = False
     without = method.log_probabilities(torch.zeros(1, 512), centres).exp()
     assert without[0, 2] == 0 and without[0, 0].item() == pytest.approx(1 / (CLASSES - 1))
-
-
-def test_pmr_prototypes_are_class_means_in_evaluation():
-    model, method = rule("pmr", "--pmr_momentum", 0.25)
-    method.prototypes, (inputs, _), first = None, batch(12), None
-    label = torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3, 4, 4, 4])
-    for epoch in (0, 1):
-        method.begin_epoch(epoch, model.train(), loaders_of(inputs, label), CPU)
-        for name, z in features_of(model.eval(), inputs).items():
-            for k in (0, 1, 3, 4):
-                mean = z[label == k].mean(0).detach()
-                expected = 0.25 * first[name][k] + 0.75 * mean if epoch else mean
-                torch.testing.assert_close(method.prototypes[name][k], expected)
-        first = method.prototypes
-        shifted(model, 0.01)
-    assert method.present.tolist() == [True, True, False, True, True]
 
 
 M, U = (0.3, -2.0), (1.5, 0.25)
@@ -285,104 +182,29 @@ def test_mmpareto_rescales_small_tensors_next_to_large_ones():
     assert not zero.any()
 
 
-# MLA, LFM
-
-
-def test_certain_logits_count_for_more():
-    p = [0.9, 0.05, 0.05], [1 / 3] * 3, [0.6, 0.3, 0.1]
-    sure, unsure, between = (torch.tensor([each], dtype=torch.float64).log() for each in p)
-    assert statistics.entropy(torch.cat([sure, unsure, between])).tolist() == close([0.394398, 1.098612, 0.897946])
-    for logits, weights in (
-        ((sure, unsure, between), (0.476445, 0.235600, 0.287955)),
-        ((sure, unsure), (0.669122, 0.330878)),
-        ((sure, sure), (0.5, 0.5)),
-    ):
-        expected = sum(weight * each for weight, each in zip(weights, logits, strict=True))
-        torch.testing.assert_close(statistics.by_certainty(*logits), expected, rtol=0, atol=5e-6)
-
-
-def test_projection_of_mla():
-    """Check (I + sum of r r^T / alpha)^-1; the first gradient stays as it is, the projection being the identity."""
-    for dim, means, grads in (
-        (2, [torch.tensor([1.0, 0.0])] * 2, [[3, 4], [0.272727, 4]]),
-        (6, torch.rand(3, 6), []),
-    ):
-        model, method = toy("mla", dim=dim, encoders={name: nn.Linear(1, dim) for name in WIDTHS}, n_classes=1)
-        weight, inverse = model.fusion_module.head.weight, torch.eye(dim, dtype=torch.float64)
-        for number, mean in enumerate(each.double() for each in means):
-            weight.grad = torch.arange(3.0, 3 + dim).double().unsqueeze(0)
-            method.project(weight, mean)  # alpha is 0.1
-            inverse += torch.outer(mean, mean) / 0.1
-            torch.testing.assert_close(method.projection, torch.linalg.inv(inverse))
-            assert not grads or weight.grad.flatten().tolist() == close(grads[number])
-
-
-@pytest.mark.parametrize(
-    ("flags", "epoch", "weight"),
-    [((), 0, 0.632121), ((), 2, 0.283469), ((), 99, 0.00995), (("--lfm_weights", "fitted"), 10, 1 - 0.253)],
-)
-def test_weight_of_lfm(flags, epoch, weight):
-    _, method = toy("lfm", *flags)
-    method.epoch = epoch
-    assert method.weight() == close(weight)
-
-
-def test_infonce():
-    same, swapped = torch.eye(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64).flip(0)
-    assert lfm.infonce(same, same, 1).item() == close(0.313262)
-    assert lfm.infonce(same, swapped, 1).item() == close(1.313262)
-    torch.manual_seed(0)
-    x, y = torch.randn(2, 6, 3, dtype=torch.float64)
-    torch.testing.assert_close(lfm.infonce(7 * x, y, 0.1), lfm.infonce(y, x, 0.1))  # angles alone
-    order = torch.randperm(6)
-    torch.testing.assert_close(lfm.infonce(x[order], y[order], 0.1), lfm.infonce(x, y, 0.1))
-    assert lfm.infonce(x, x, 1e-3) < 1e-6 and lfm.infonce(x, y, 1e9).item() == pytest.approx(math.log(6))
-    zero = torch.zeros(6, 3, dtype=torch.float64, requires_grad=True)  # ReLU may leave a feature of zeros
-    lfm.infonce(zero, y, 0.1).backward()
+def test_infonce_of_a_feature_of_zeros_has_a_finite_gradient():
+    zero = torch.zeros(6, 3, dtype=torch.float64, requires_grad=True)  # ReLU may leave one
+    lfm.infonce(zero, torch.rand(6, 3, dtype=torch.float64), 0.1).backward()
     assert zero.grad.isfinite().all()
 
 
-def test_divergence():
-    torch.manual_seed(0)
-    x, y = torch.randn(2, 6, CLASSES, dtype=torch.float64).requires_grad_()
-    torch.testing.assert_close(lfm.divergence(x, y), lfm.divergence(y, x))
-    torch.testing.assert_close(lfm.divergence(x, x + 3), torch.zeros((), dtype=torch.float64))
-    (gradient,) = torch.autograd.grad(lfm.divergence(x, x.detach()), x)
-    assert gradient.abs().max() < 1e-12
+# Before an epoch
 
 
-# InfoReg, Re-learning
-
-
-@pytest.mark.parametrize(
-    ("scores", "leads", "grads"),
-    [([-0.4, -0.9, -1.6], [0.85, 0.7, 0], [1.862580, 1.722766, 0]), ([-0.2, -0.7], [0.5, 0], [1.515743, 0])],
-)
-def test_inforeg_in_numbers(scores, leads, grads):
-    assert inforeg.leads(torch.tensor(scores)).tolist() == close(leads)
-    model, method = toy("inforeg", fusion="sum", encoders=convolutions("avt"[: len(scores)]), n_classes=2)
-    method.begin_epoch(0, model, {}, CPU)
-    method.traces = [[1.0] * len(scores), [2.0] * len(scores)]
-    shifted(model, 1)  # w - w_start
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    label = torch.zeros(1, dtype=torch.int64)
-    method.adjust_gradients(model, outputs_of(model, probabilities(map(math.exp, scores)), label), label)
-    assert [model.encoder(name).weight.grad.mean().item() for name in model.modalities] == close(grads)
-
-
-@pytest.mark.parametrize(
-    ("traces", "inside"),
-    [
-        ([[1.0, 1.0, 1.0], [1.05, 1.03, 1.05]], [True, False, True]),
-        ([[1.0, 2.0, 1.0], [2.0, 1.0, 2.0]], [True, False, True]),
-        ([[1.0, 1.0, 1.0]], [False] * 3),
-    ],
-)
-def test_windows_of_inforeg(traces, inside):
-    model, method = toy("inforeg")
-    method.traces = traces
-    assert method.windows(model) == inside
+def test_pmr_prototypes_are_class_means_in_evaluation():
+    model, method = rule("pmr", "--pmr_momentum", 0.25)
+    method.prototypes, (inputs, _), first = None, batch(12), None
+    label = torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3, 4, 4, 4])
+    for epoch in (0, 1):
+        method.begin_epoch(epoch, model.train(), loaders_of(inputs, label), CPU)
+        for name, z in features_of(model.eval(), inputs).items():
+            for k in (0, 1, 3, 4):
+                mean = z[label == k].mean(0).detach()
+                expected = 0.25 * first[name][k] + 0.75 * mean if epoch else mean
+                torch.testing.assert_close(method.prototypes[name][k], expected)
+        first = method.prototypes
+        shifted(model, 0.01)
+    assert method.present.tolist() == [True, True, False, True, True]
 
 
 def test_inforeg_takes_the_epochs_mean_of_squared_gradients():
