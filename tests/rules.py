@@ -85,11 +85,7 @@ WIDTHS = {"a": 5, "v": 3, "t": 4}  # of the inputs (B, 1, 4, width)
 
 
 class Toy(nn.Module):
-    """A model of three modalities, as the methods use one.
-
-    Args:
-        encoders: {modality: module}; by default small networks of TOY_DIM outputs.
-    """
+    """A model of three modalities, or of those of other `encoders`, {modality: module}, as the methods use one."""
 
     frozen = ()
 
@@ -138,33 +134,30 @@ def toy_batch(seed=1, size=TOY_BATCH):
     return inputs, torch.randint(TOY_CLASSES, (size,), generator=generator)
 
 
-def joint_weights(model):
-    """Return the parameters of a model's joint head by name."""
-    return dict(getattr(model.fusion_module, "joint", model.fusion_module).named_parameters())
+def joint_logits(model, fusion, features):
+    """Return the joint head's logits by the formulas, of all features and of each: W_u z_u + b with concat."""
+    p = dict(getattr(model.fusion_module, "joint", model.fusion_module).named_parameters())
+    if fusion == "gated":
+        fused, *alone = FORMULAS[fusion]
+        logits = {name: formula(p, z) for formula, (name, z) in zip(alone, features.items(), strict=True)}
+        return {"fused": fused(p, *features.values()), **logits}
+    if fusion == "concat":
+        parts = zip(p["fc_out.weight"].split(model.dim, dim=1), features.items(), strict=True)
+        logits = {name: z @ part.T + p["fc_out.bias"] for part, (name, z) in parts}
+        return {"fused": sum(logits.values()) - (len(logits) - 1) * p["fc_out.bias"], **logits}
+    logits = {name: linear(p, f"fc_{letter}", z) for letter, (name, z) in zip("xyz", features.items(), strict=True)}
+    return {"fused": sum(logits.values()), **logits}
 
 
 def toy_logits(model, fusion, features):
-    """Return each modality's logits by the formulas: of concat W_u z_u + b, of sum its own linear layer, of gated."""
-    p = joint_weights(model)
-    if fusion == "concat":
-        parts = p["fc_out.weight"].split(model.dim, dim=1)
-        return {name: z @ part.T + p["fc_out.bias"] for part, (name, z) in zip(parts, features.items(), strict=True)}
-    if fusion == "gated":
-        return {name: formula(p, z) for formula, (name, z) in zip(FORMULAS[fusion][1:], features.items(), strict=True)}
-    return {name: linear(p, f"fc_{letter}", z) for letter, (name, z) in zip("xyz", features.items(), strict=False)}
-
-
-def fused_logits(model, fusion, features):
-    """Return the joint head's logits by the formulas."""
-    if fusion == "gated":
-        return FORMULAS[fusion][0](joint_weights(model), *features.values())
-    return sum(toy_logits(model, fusion, features).values()) - len(features) * shared_bias(model, fusion)
+    """Return the logits of each modality alone by the formulas."""
+    return {name: logits for name, logits in joint_logits(model, fusion, features).items() if name != "fused"}
 
 
 def shared_bias(model, fusion):
-    """Return what is left out of each modality's logits so that they add up to the fused ones, b (n - 1) / n of n."""
+    """Return what is left out of each modality's logits so that they add up to the fused ones."""
     n = len(model.modalities)
-    return joint_weights(model)["fc_out.bias"] * (n - 1) / n if fusion == "concat" else 0
+    return model.fusion_module.fc_out.bias * (n - 1) / n if fusion == "concat" else 0
 
 
 def written_out(model, fusion, inputs, label):
@@ -174,7 +167,7 @@ def written_out(model, fusion, inputs, label):
     """
     z, p = features_of(model, inputs), dict(model.fusion_module.named_parameters())
     heads = {name: linear(p, f"{name}_head", each) for name, each in z.items() if f"{name}_head.weight" in p}
-    logits = {"fused": fused_logits(model, fusion, z), **(heads or toy_logits(model, fusion, z))}
+    logits = joint_logits(model, fusion, z) | heads
     return z, logits, {branch: F.cross_entropy(each, label) for branch, each in logits.items()}
 
 

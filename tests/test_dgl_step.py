@@ -1,8 +1,8 @@
 """The gradient contract: encoders get alpha * d(L_a + L_v), fusion gets d(L_m), for every fusion module."""
 
 import copy
-import itertools
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -168,19 +168,13 @@ def test_in_bfloat16_the_gradients_go_the_same_ways(fusion_method, encoders):
         assert torch.equal(full.eval().encode("audio", audio), model.eval().encode("audio", audio))
 
 
-def peak_of_tensors(way):
-    """Return the most bytes that live at one time in tensors while the benchmark runs one step of 16 clips."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        benchmark.one_step(way, 16, rounds=1)
-    events = profile.profiler.kineto_results.events()
-    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc/self/status")
 def test_a_step_needs_at_most_0_55_of_a_plain_steps_tensors(monkeypatch):
-    """Of more clips, activations are more and the ratio is smaller. The process's memory is benchmark.py's."""
+    """Of 16 clips; of more, activations are more and the ratio is smaller. The process's memory is benchmark.py's."""
+    from tests.method_costs import peak_of_tensors  # which imports this module
+
     monkeypatch.setattr(benchmark, "take_turns", lambda ways, rounds: {name: way() for name, way in ways.items()})
-    ours, plain = (peak_of_tensors(way) for way in ("ours", "plain"))
+    ours, plain = (peak_of_tensors(partial(benchmark.one_step, way, 16, rounds=1)) for way in ("ours", "plain"))
     print(f"tensors at most: ours {ours / 2**30:.3f} GiB, plain {plain / 2**30:.3f} GiB, {ours / plain:.3f}")
     assert ours <= 0.55 * plain
 
