@@ -136,6 +136,7 @@ def test_gradients_accumulate_until_the_caller_zeroes_them(small_encoders):
 
 @pytest.mark.parametrize("modality", ["audio", "visual", "text"])
 def test_unimodal_step_is_plain_cross_entropy(modality, small_encoders):
+    torch.manual_seed(0)
     model = AVClassifier(CLASSES, modality=modality, inputs={"audio": 1, "visual": 3, "text": 1}).double()
     inputs, label = batch()
     inputs["text"] = inputs["audio"]

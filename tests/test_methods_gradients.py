@@ -72,7 +72,6 @@ def joined(found, names):
 
 
 JOINT, ALL = (1, 0, 0, 0), (1, 3, 3, 3)
-STUDENTS = "umt with the students as teachers"
 WEIGHTED = {  # method, flags, epoch, weights of L_m and each L_u in the gradients of encoders, and of the fusion module
     "dgl": ("dgl", ["--alpha", 3], 0, (0, 3, 3, 3), JOINT),
     "dgl without mgt": ("no_mgt", ["--alpha", 3], 0, ALL, JOINT),
@@ -92,7 +91,7 @@ WEIGHTED = {  # method, flags, epoch, weights of L_m and each L_u in the gradien
     "pmr of weights 0": ("pmr", ["--pmr_alpha", 0, "--pmr_mu", 0], 0, JOINT, JOINT),
     "pmr after its window": ("pmr", ["--pmr_ends", 3], 4, JOINT, JOINT),
     "umt of weight 0": ("umt", ["--umt_lambda", 0], 0, JOINT, JOINT),
-    STUDENTS: ("umt", ["--umt_lambda", 10], 0, JOINT, JOINT),
+    "umt with the students as teachers": ("umt", ["--umt_lambda", 10], 0, JOINT, JOINT),
     "inforeg in its first step": ("inforeg", [], 0, JOINT, JOINT),
 }
 for name, flags, weights in (  # each modality with a head of its own
@@ -117,7 +116,7 @@ def test_weighted_losses(way, fusion, n):
     method.epoch = epoch
     if name == "agm":
         method.means = torch.tensor([1.0, 1.3, 1.6][:n])
-    elif way == STUDENTS:
+    elif "students" in way:
         method.teachers = dict.fromkeys(model.modalities, copy.deepcopy(model.eval()))
     outputs = whole_step(model, method, inputs, label)
     _, logits, losses = written_out(model, fusion, inputs, label)

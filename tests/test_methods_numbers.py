@@ -11,7 +11,7 @@ from methods import features as clip_features
 from methods import gblend, lfm
 from models.fusion_modules import SumFusion_AUXI
 from tests.conftest import method_of
-from tests.rules import WIDTHS, Toy, features_of, loaders_of, rule, small_model, toy, toy_batch, whole_step
+from tests.rules import WIDTHS, encoder_names, features_of, loaders_of, rule, small_model, toy, toy_batch, whole_step
 from tests.test_dgl_step import CLASSES, batch
 from utils.errors import InputError
 
@@ -41,7 +41,7 @@ def test_a_gradient_report_of_three_modalities():
 @pytest.mark.parametrize("fusion", ["gated", "film", "bilinear"])
 def test_fusion_of_two_rejects_three(fusion):
     with pytest.raises(ValueError, match="takes 2 modalities, not 3"):
-        Toy(fusion)
+        toy(fusion=fusion)
 
 
 def test_names_of_the_layers_of_sum():
@@ -121,8 +121,6 @@ M, U = (0.3, -2.0), (1.5, 0.25)
     ("g_m", "g_u", "expected"),  # over gamma
     [
         ((2.0, 0.0), (-1.0, 1.0), (0.447214, 1.341641)),
-        ((1.0, 0.0), (1.0, 1.0), (2.0, 1.0)),
-        ((1.0, 0.0), (-1.0, 3.0), (2.496151, 1.664101)),
         (M, (0, 0), M),
         ((0, 0), U, U),
         ((0, 0), (0, 0), (0, 0)),
@@ -189,30 +187,30 @@ def test_inforeg_takes_the_epochs_mean_of_squared_gradients():
 @pytest.mark.parametrize(
     ("flags", "purities", "alphas"),
     [
-        ([], [0.9, 0.7, 0.5, 0.5], [0.537050, 0]),
-        (["--relearn_lambda", 8], [0.9, 0.6, 0.5, 0.6, 0.72, 0.7], [0.983675, 0.664037, 0.158649]),
+        ([], [0.9, 0.7, 0.5, 0.5], [0.5370496, 0]),
+        (["--relearn_lambda", 8], [0.9, 0.6, 0.5, 0.6, 0.72, 0.7], [0.98367486, 0.66403677, 0.15864850]),
     ],
 )
 def test_relearning_goes_back_by_the_gap_in_purity(flags, purities, alphas, monkeypatch):
     """Check 17 epochs; purities are those of training and held-out clips, modality by modality."""
     flags, n = ["--val_ratio", 0.3, "--relearn_every", 5, "--relearn_times", 2, *flags], len(alphas)
     model, clips = (small_model().double(), batch()) if n == 2 else (toy()[0], toy_batch())
-    method = method_of(model, "--method", "relearn", *flags)
-    method.prepare(model)
-    start, found = {name: value.clone() for name, value in model.state_dict().items()}, iter(purities * 2)
+    method, found = method_of(model, "--method", "relearn", *flags), iter(purities * 2)
     monkeypatch.setattr("methods.relearn.purity", lambda *_: next(found))
+    method.prepare(model)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
     for epoch in range(17):
         shifted(model, 0.5)
         expected = {name: value.clone() for name, value in model.state_dict().items()}
         method.begin_epoch(epoch, model, loaders_of(*clips), CPU)
-        strengths = dict(zip(model.modalities, alphas if epoch in (6, 11) else [0] * n, strict=True))
-        assert method.row() == {f"relearn_{name}": close(alpha) for name, alpha in strengths.items()}
-        for name, _ in model.named_parameters():
-            for modality, alpha in strengths.items():
-                if alpha and modality in name.replace("_net", "").split("."):
-                    expected[name] = (1 - alpha) * expected[name] + alpha * start[name]
-        torch.testing.assert_close(dict(model.state_dict()), expected, rtol=1e-6, atol=1e-5)
-        assert any(strengths.values()) or all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
+        now = epoch in (6, 11)
+        assert list(method.row().values()) == close(alphas if now else [0] * n)
+        assert list(method.row()) == [f"relearn_{name}" for name in model.modalities]
+        for modality, alpha in zip(model.modalities, alphas, strict=True):
+            for name in encoder_names(model, modality) if now else ():
+                expected[name] = (1 - alpha) * expected[name] + alpha * start[name]
+        tolerance = 1e-6 if now else 0
+        torch.testing.assert_close(dict(model.state_dict()), expected, rtol=tolerance, atol=tolerance)
     method.strengths = dict.fromkeys(model.modalities, 1.0)
     method.relearn(model)
     assert all(torch.equal(p, start[name]) for name, p in model.named_parameters() if "fusion" not in name)
