@@ -80,6 +80,16 @@ def test_blending_weights_are_one_for_each_loss():
         toy("gblend", "--gblend_weights", "0.4,0.3,0.3")
 
 
+def test_weights_1_0_0_are_joint_training_to_the_bit():
+    (model, method), (plain, joint) = rule("gblend", "--gblend_weights", "1,0,0"), rule("joint")
+    plain.fusion_module.load_state_dict(model.fusion_module.joint.state_dict())
+    for m, r in ((model, method), (plain, joint)):
+        r.step(m, *batch())
+    for (name, p), q in zip(plain.named_parameters(), model.parameters(), strict=False):
+        assert torch.equal(p.grad, q.grad), name
+    assert not model.fusion_module.audio_head.weight.grad.any()
+
+
 def test_kappa_of_agm_is_at_most_e_to_the_10_alpha():
     _, method = toy("agm", "--agm_alpha", 1)
     method.means = torch.tensor([0.1, 5, 9])
