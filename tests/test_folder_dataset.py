@@ -62,6 +62,8 @@ def test_videos_of_both_splits_are_read(mine, capsys):
     for dataset, clips in ((train, 4), (test, 2)):
         assert [clip.label for clip in dataset.clips] == [label for label in range(3) for _ in range(clips)]
         assert all(clip.id.split("/")[1] == dataset.classes[clip.label] for clip in dataset.clips)
+    for path in ("audio/train/Über.öl/clip 2 é.v2.mkv.wav", "Image-01-FPS/train/Über.öl/clip 2 é.v2.mkv"):
+        assert (mine / ".extracted" / path).exists()
     for seconds in (3, 1.5):
         inputs, _ = splits(mine, "--audio_seconds", seconds)[1][0]
         assert inputs["audio"].shape == (1, 257, 1 + int(seconds * 22050) // 256)

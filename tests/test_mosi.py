@@ -2,18 +2,16 @@
 
 import csv
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import main_dgl
 import valid
 from dataset import build_dataset
 from dataset.mosi import FILES, MOSI
-from engine.build import build, build_model
+from engine.build import build
 from methods import METHODS
 from tests.conftest import run_here, settings_of
 from utils.errors import InputError
@@ -68,7 +66,7 @@ def test_val_ratio_holds_out_by_class_and_seed(root):
 
 
 def test_ogm_modulates_all_parameters_of_encoders_without_convolutions():
-    """The encoder of the leading modality gets k times the gradient of joint training, the others their own."""
+    """An encoder gets k times its gradient of joint training; k in numbers: tests/test_three_modalities.py."""
     torch.manual_seed(0)
     inputs, label = {name: torch.randn(8, width) for name, width in MOSI.inputs.items()}, torch.arange(8) % 2
     gradients = {}
@@ -78,16 +76,13 @@ def test_ogm_modulates_all_parameters_of_encoders_without_convolutions():
         outputs, rule.epoch = rule.step(model, inputs, label), 0
         rule.adjust_gradients(model, outputs, label)
         gradients[method] = {name: p.grad.clone() for name, p in model.named_parameters()}
-    bias, scores = model.fusion_module.fc_out.bias.detach(), {}
+    factors = []
     for name in MOSI.inputs:
-        scores[name] = F.softmax(outputs[name].logits - 2 / 3 * bias, 1)[range(8), label].sum()
-    for name, score in scores.items():
-        rho = sum(score / other for key, other in scores.items() if key != name) / 2
-        factor = 1 - math.tanh(0.6 * rho) if rho > 1 else 1
-        for key, gradient in gradients["joint"].items():
-            if key.startswith(f"{name}_net"):
-                torch.testing.assert_close(gradients["ogm"][key], factor * gradient)
-    assert any(not torch.equal(gradients["ogm"][key], gradient) for key, gradient in gradients["joint"].items())
+        keys = [key for key in gradients["ogm"] if key.startswith(f"{name}_net")]
+        ogm, joint = (torch.cat([gradients[method][key].flatten() for key in keys]) for method in ("ogm", "joint"))
+        factors.append((ogm @ joint / (joint @ joint)).item())
+        torch.testing.assert_close(ogm, factors[-1] * joint)
+    assert 0 < min(factors) < 0.95 and max(factors) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -164,11 +159,3 @@ def test_dgl_learns_and_valid_agrees(root, tmp_path):
 )
 def test_flags_that_do_not_fit_are_rejected(root, tmp_path, rejected, typed, words):
     assert words in rejected(main_dgl, "--train", *flags(root, "--ckpt_path", tmp_path / "run", *typed.split()))
-
-
-def test_an_encoder_alone_starts_as_in_the_whole_model(root):
-    states = []
-    for method in ("joint", "text"):
-        torch.manual_seed(0)
-        states.append(build_model(settings_of(*flags(root, "--method", method)))[0].text_net.state_dict())
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
