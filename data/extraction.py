@@ -143,11 +143,11 @@ def extract_changed(function, jobs, workers):
     Returns:
         (Counter of results, {name: reason} of the failures, and {name: reason} of damaged clips that are kept).
     """
-    results, failures, kept, todo, times = Counter(), same_output(jobs), {}, {}, {}
+    results, failures, kept, todo = Counter(), same_output(jobs), {}, {}
     for name in sorted(jobs.keys() - failures.keys()):
         video, output, _ = jobs[name]
-        times[name], made = modification_time(video), modification_time(output)
-        if made and abs(made - times[name]) < CLOCK_STEP:
+        made = modification_time(output)
+        if made and abs(made - modification_time(video)) < CLOCK_STEP:
             results["already there"] += 1
         else:
             remove(output)
@@ -157,10 +157,7 @@ def extract_changed(function, jobs, workers):
             failures[name] = str(result)
             continue
         results["done"] += 1
-        if result == "done":
-            os.utime(todo[name][1], ns=(times[name], times[name]))
-        else:
-            kept[name] = result
+        kept |= {name: result} if result != "done" else {}
     return results, dict(sorted(failures.items())), dict(sorted(kept.items()))
 
 

@@ -70,6 +70,7 @@ def extract_frames(video, folder, unfinished, per_second=1, min_frames=1, keep_d
         count = len(os.listdir(new))
         if count < min_frames:
             raise ClipError(f"too short: {count} frame(s) at {per_second} a second, {min_frames} are needed")
+        media.date(new)
     return reason or "done"
 
 
@@ -93,6 +94,7 @@ def extract_audio(video, wav, unfinished, keep_damaged=False):
         with wave.open(str(new), "wb") as file:
             file.setparams((1, 2, AUDIO_RATE, 0, "NONE", "not compressed"))
             file.writeframes(silence + samples)
+        media.date(new)
     return reason or "done"
 
 
@@ -134,6 +136,7 @@ class Media:
     def __init__(self, path, container, log, fault, keep_damaged):
         self.path, self.container, self.log, self.fault, self.keep_damaged = path, container, log, fault, keep_damaged
         self.stored, self.ends = None, None  # ends: {index of a stream: end of its last packet}
+        self.time = os.stat(path).st_mtime_ns
 
     def packets(self, stream):
         """Return the packets of a stream in the order of the file. Can be called several times."""
@@ -184,6 +187,11 @@ class Media:
         if reason and not self.keep_damaged:
             raise ClipError(reason)
         return reason
+
+    def date(self, output):
+        """Give an output the video's modification time if the video is whole. data/extraction.py compares the two."""
+        if not self.check():
+            os.utime(output, ns=(self.time, self.time))
 
     def shortfall(self):
         """Return a reason if the last packet ends before the end that the headers give, else ""."""

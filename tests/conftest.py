@@ -233,3 +233,18 @@ def trained(corpus, once):
 
     folder = once("trained", make)
     return folder / "run", (folder / "output").read_text()
+
+
+@pytest.fixture
+def rejected(capsys):
+    """Return a function that runs a script, which has to end with status 2 and one line on stderr -> the line."""
+
+    def call(script, *flags):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_here(script, *flags)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and len(error.splitlines()) == 1, error
+        return error
+
+    return call
