@@ -152,9 +152,9 @@ def test_dgl_learns_and_valid_agrees(root, tmp_path):
         ("--backbone resnet18", "does not fit MOSI; use mlp"),
         ("--fusion_method gated", "takes 2 modalities, not 3"),
         ("--method umt", "needs --umt_audio"),
-        ("--dataset CREMAD --method text", "--method text: CREMAD has audio, visual"),
+        ("--dataset CREMAD --method text", "--method text: CREMAD has the modalities audio, visual"),
         ("--dataset CREMAD --backbone mlp", "does not fit CREMAD; use resnet18"),
-        ("--dataset CREMAD --freeze text", "--freeze text: CREMAD has audio, visual"),
+        ("--dataset CREMAD --freeze text", "--freeze text: CREMAD has the modalities audio, visual"),
     ],
 )
 def test_flags_that_do_not_fit_are_rejected(root, tmp_path, rejected, typed, words):
