@@ -168,7 +168,7 @@ def find_reference(runs, name):
         InputError: the named method does not exist, did not run, or ran with several settings.
     """
     if name is not None and name not in METHODS:
-        raise InputError(f"--reference {name}: not one of {' '.join(METHODS)}; name one of them")
+        raise InputError(f"--reference {name}: none of {' '.join(METHODS)}; name one of them")
     wanted = name or REFERENCE
     keys = [key for key, entries in runs.items() if entries[0]["settings"]["method"] == wanted]
     keys = [key for key in keys if key[0] == METHODS[wanted].label] or keys  # prefer the settings of most runs
@@ -304,10 +304,7 @@ def notes(runs, differences, reference):
             "Best epochs were chosen on the test clips, as in the literature: new clips give lower accuracies."
         )
     if missing := [label(*key) for key, found in differences.items() if not found and key != reference]:
-        lines.append(
-            "No difference, because predictions.csv is missing, the clips differ, or no seed is shared: "
-            f"{', '.join(missing)}."
-        )
+        lines.append(f"Without predictions.csv, of other clips, or without a seed in common: {', '.join(missing)}.")
     return "".join(f"\n{line}\n" for line in lines)
 
 
