@@ -5,24 +5,20 @@ import re
 import sys
 from importlib.metadata import packages_distributions
 
-import pytest
-
 from tests.conftest import ROOT
 from tests.test_readme import project_files
 
 PRODUCT = [path for path in project_files("*.py") if path.parent.name != "tests"]
-NAME = r"^ *\"?([A-Za-z][\w-]*)(==|>=)([\d.]+)"  # of a package, in either list
 
 
-def packages(text, sign):
-    return {name: version for name, found, version in re.findall(NAME, text, re.MULTILINE) if found == sign}
-
-
-PINS = packages((ROOT / "requirements.txt").read_text(), "==")
+def packages(file, sign):
+    """Return {name: version} of the packages in a list of them, `sign` between the two."""
+    found = re.findall(rf"^ *\"?([A-Za-z][\w-]*){sign}([\d.]+)", (ROOT / file).read_text(), re.MULTILINE)
+    return dict(found)
 
 
 def imported():
-    """The modules of other projects that the product imports, as {top-level name}."""
+    """Return the top-level names of other projects' modules that the product imports."""
     names = {"tensorboard"}  # PyTorch imports it, behind torch.utils.tensorboard
     for path in PRODUCT:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -34,26 +30,21 @@ def imported():
     return names - own - set(sys.stdlib_module_names)
 
 
-def test_every_package_is_used_and_pinned():
-    known = packages_distributions()
-    used = {name: {each.lower() for each in known[name]} for name in imported()}
-    for name, distributions in used.items():
-        assert distributions & PINS.keys(), f"{name} is imported and not in requirements.txt"
-    assert set(PINS) == set().union(*(distributions & PINS.keys() for distributions in used.values()))
-
-
-def test_lower_bounds_are_below_the_pins():
-    bounds = packages((ROOT / "pyproject.toml").read_text(), ">=")
-    assert set(bounds) == set(PINS)
+def test_every_package_is_used_pinned_and_bounded():
+    """Check each import's package, that lower bounds are below the pins, and that tests' packages stand apart."""
+    pins, known, used = packages("requirements.txt", "=="), packages_distributions(), set()
+    for name in imported():
+        distributions = {each.lower() for each in known[name]} & pins.keys()
+        assert distributions, f"{name} is imported and not in requirements.txt"
+        used |= distributions
+    bounds = packages("pyproject.toml", ">=")
+    assert used == set(pins) == set(bounds)
     for name, bound in bounds.items():
-        assert [int(part) for part in bound.split(".")] <= [int(part) for part in PINS[name].split(".")]
+        assert [int(part) for part in bound.split(".")] <= [int(part) for part in pins[name].split(".")], name
+    of_tests = {"pytest", "ruff", "import-linter", "imageio-ffmpeg"}
+    assert of_tests <= packages("requirements-dev.txt", "==").keys() - pins.keys()
 
 
-def test_the_scripts_look_for_all_that_is_not_brought_by_another():
+def test_the_scripts_look_for_all_that_is_not_installed_by_another():
     named = set(re.search(r'modules="(.*)"', (ROOT / "utils" / "environment.sh").read_text())[1].split())
     assert named == imported() - {"torch", "numpy", "PIL", "scipy"}  # torchvision and librosa bring these
-
-
-@pytest.mark.parametrize("name", ["pytest", "ruff", "import-linter", "imageio-ffmpeg"])
-def test_what_only_tests_need_stands_apart(name):
-    assert name not in PINS and name in packages((ROOT / "requirements-dev.txt").read_text(), "==")
