@@ -99,7 +99,11 @@ MINIATURES = {
         "classes": (33, "blowing_nose", "playing_xylophone"),  # how many, the first and the last
         "without": ("abseiling", "archery", "zumba"),
         "shape": (129, 626),
-        "trained": ("ks_dgl.sh", "KineticSound train: 4 clips, 2 skipped", {"alpha": 3, "num_frame": 3}),
+        "trained": (
+            "ks_dgl.sh",
+            "KineticSound train: 4 clips, 2 skipped",
+            {"alpha": 3, "num_frame": 3, "learning_rate": 0.002},
+        ),
     },
     "kinect400": {
         "rows": KINETICS,
@@ -109,17 +113,20 @@ MINIATURES = {
         "classes": (3, "abseiling", "tap_dancing"),
         "without": ("archery", "zumba"),
         "shape": (129, 1001),
-        "trained": ("kinect400_dgl.sh", "kinect400 train: 5 clips, 2 skipped", {"learning_rate": 0.002}),
+        "trained": ("kinect400_dgl.sh", "kinect400 train: 5 clips, 2 skipped", {}),
     },
     "VGGSound": {
         "rows": VGGSOUND,
         "others": ["video/twice.mp4", "video/other_1.mp4"],
-        "printed": ["4 done, 0 already there, 0 failed, 2 missing, 2 of other names", "looked for twice_000001.mp4"],
+        "printed": [
+            "4 done, 0 already there, 0 failed, 2 missing, 2 of other names",
+            "such as other_1.mp4 (looked for twice_000001.mp4)",
+        ],
         "outputs": [
             "audio/train-audios/train-set/-0abc_000030.wav",
             "audio/test-audios/test-set/ggggg_000120.wav",
-            "video/train-set-img/Image-01-FPS/-0abc_000030.mp4",
-            "video/test-set-img/Image-01-FPS/ggggg_000120.mp4",
+            "video/train-set-img/Image-01-FPS/-0abc_000030.mp4/00020.jpg",
+            "video/test-set-img/Image-01-FPS/ggggg_000120.mp4/00020.jpg",
         ],
         "classes": (3, "cat purring", "people eating, noisily"),
         "without": (),
@@ -130,7 +137,7 @@ MINIATURES = {
         "rows": AVE,
         "others": ["AVE/GONE.mp4"],
         "printed": ["5 done, 0 already there, 0 failed, 1 missing, 1 of other names", "GONE.mp4"],
-        "outputs": ["Audios/-a.wav", "Image-01-FPS-SE/d"],
+        "outputs": ["Audios/-a.wav", "Image-01-FPS-SE/d/00020.jpg"],
         "classes": (3, "Banjo", "Frying (food)"),
         "without": (),
         "shape": (257, 259),

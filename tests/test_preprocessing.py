@@ -95,23 +95,47 @@ def test_frames_of_flvs_of_which_bad_ones_are_named(tmp_path, extract):
     assert names(tmp_path / "Image-05-FPS" / "1001_DFA_ANG_XX") == images(*range(0, 75, 5))
 
 
+def make(root, files):
+    """Make empty folders, whose names end with a slash, and files that are Git LFS pointers."""
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).mkdir(parents=True, exist_ok=True) if file.endswith("/") else (root / file).write_text(
+            LFS_POINTER
+        )
+
+
+def of_cremad(*ids):
+    return [f"AudioWAV/{clip_id}.wav" for clip_id in ids] + [f"Image-01-FPS/{clip_id}/" for clip_id in ids]
+
+
+IDS = [f"{1001 + a}_{s}_{e}_XX" for a in range(8) for s in ("DFA", "IEO", "TIE") for e in ("NEU", "HAP", "ANG")]
+EXTRACT, EXTRACT_KINETICS, SPLIT = "CREMAD/video_preprocessing", "kinect400/video_preprocessing", "CREMAD/make_split"
+
+
 @pytest.mark.parametrize(
-    ("script", "files", "words"),
+    ("script", "files", "flags", "words"),
     [
-        ("CREMAD", ["VideoFlash/"], "{}: no video of the dataset"),
-        ("CREMAD", [], "{}/VideoFlash: No such file"),
-        ("CREMAD", ["VideoFlash/a.flv"], "{}/failed_frames.csv: no clip could be processed"),
-        ("kinect400", ["raw/train/c/", "raw/val/c/"], "{}/raw: no video in a folder train/<class>/.*--source"),
-        ("kinect400", ["raw/train/x.mp4", "raw/val/"], "{}/raw: .*1 lie outside of such folders.*--source"),
+        (EXTRACT, ["VideoFlash/"], "", "{}: no video of the dataset"),
+        (EXTRACT, [], "", "{}/VideoFlash: No such file"),
+        (EXTRACT, ["VideoFlash/a.flv"], "", "{}/failed_frames.csv: no clip could be processed"),
+        (EXTRACT_KINETICS, ["raw/train/c/", "raw/val/c/"], "", "{}/raw: no video in a folder train/<class>/.*--source"),
+        (EXTRACT_KINETICS, ["raw/train/x.mp4", "raw/val/"], "", "{}/raw: .*1 lie outside of such folders.*--source"),
+        (SPLIT, ["AudioWAV/", "Image-01-FPS/"], "", "video_preprocessing"),
+        (SPLIT, of_cremad("1001_DFA_JOY_XX"), "", "1001_DFA_JOY_XX"),
+        (SPLIT, of_cremad("holiday"), "", "holiday"),
+        (SPLIT, of_cremad("1001_DFA_ANG_XX"), "", "only clip of ANG"),
+        (SPLIT, of_cremad("1001_DFA_ANG_XX", "1001_IEO_ANG_XX"), "--by_actor", "two actors"),
+        (SPLIT, of_cremad(*IDS), "--test_ratio 1.5", "--test_ratio"),
+        (SPLIT, of_cremad(*IDS), "--test_ratio nan", "--test_ratio"),
     ],
 )
-def test_nothing_to_extract_is_one_line(tmp_path, rejected, script, files, words):
-    for file in files:
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).mkdir(parents=True) if file.endswith("/") else (tmp_path / file).write_text(LFS_POINTER)
-    flags = ["--source", tmp_path / "raw"] if script == "kinect400" else []
-    error = rejected(f"data/{script}/video_preprocessing.py", "--root", tmp_path, *flags)
-    assert re.search(words.format(tmp_path), error)
+def test_what_cannot_be_extracted_or_split_is_one_line(tmp_path, rejected, script, files, flags, words):
+    make(tmp_path, files)
+    folder = {SPLIT: ["--split_path", tmp_path / "out"], EXTRACT_KINETICS: ["--source", tmp_path / "raw"]}.get(
+        script, []
+    )
+    error = rejected(f"data/{script}.py", "--root", tmp_path, *folder, *flags.split())
+    assert re.search(words.format(tmp_path), error) and not (tmp_path / "out").exists()
 
 
 def test_damaged_clips_are_kept_where_that_is_wanted_and_listed(tmp_path, extract):
@@ -287,19 +311,8 @@ def test_a_process_that_dies_between_two_clips_costs_none(tmp_path):
     assert not results and {reason.partition(":")[0] for reason in failures.values()} == {"crashed"}
 
 
-def make_layout(root, ids):
-    (root / "AudioWAV").mkdir(parents=True)
-    (root / "Image-01-FPS").mkdir()
-    for clip_id in ids:
-        (root / "AudioWAV" / f"{clip_id}.wav").touch()
-        (root / "Image-01-FPS" / clip_id).mkdir()
-
-
-IDS = [f"{1001 + a}_{s}_{e}_XX" for a in range(8) for s in ("DFA", "IEO", "TIE") for e in ("NEU", "HAP", "ANG")]
-
-
 def test_splits_by_emotion_and_by_actor(tmp_path):
-    make_layout(tmp_path, IDS)
+    make(tmp_path, of_cremad(*IDS))
     splits = []
     for flags in ((), (), ("--seed", 1), ("--by_actor",)):
         out = tmp_path / str(len(splits))
@@ -313,35 +326,18 @@ def test_splits_by_emotion_and_by_actor(tmp_path):
     assert all(actors) and not actors[0] & actors[1]
 
 
-@pytest.mark.parametrize(
-    ("ids", "flags", "word"),
-    [
-        ([], [], "video_preprocessing"),
-        (["1001_DFA_JOY_XX"], [], "1001_DFA_JOY_XX"),
-        (["holiday"], [], "holiday"),
-        (["1001_DFA_ANG_XX"], [], "only clip of ANG"),
-        (["1001_DFA_ANG_XX", "1001_IEO_ANG_XX"], ["--by_actor"], "two actors"),
-        (IDS, ["--test_ratio", "1.5"], "--test_ratio"),
-        (IDS, ["--test_ratio", "nan"], "--test_ratio"),
-    ],
-)
-def test_bad_splits_are_one_line(tmp_path, rejected, ids, flags, word):
-    make_layout(tmp_path, ids)
-    out = tmp_path / "out"
-    assert word in rejected("data/CREMAD/make_split.py", "--root", tmp_path, "--split_path", out, *flags)
-    assert not out.exists()
-
-
-def test_hard_clips_of_the_demo_are_as_long_with_more_noise_and_weaker_faces(tmp_path):
+def test_hard_clips_of_the_demo_are_as_long_with_more_noise_and_weaker_faces(tmp_path, monkeypatch):
     """A voice starts with noise alone, of which a few samples show little: the median of the clips counts."""
+    monkeypatch.chdir(tmp_path)
     for grade in ("easy", "hard"):
-        run_here(make_clips, "--root", tmp_path / grade, "--grade", grade, "--clips_per_class", 2)
+        run_here(make_clips, "--grade", grade, "--clips_per_class", 2)
+    roots = [tmp_path / "train_test_data" / name / "CREMA-D" for name in ("demo", "demo-hard")]
     louder, distance = [], {}
-    for wav in sorted((tmp_path / "easy" / "AudioWAV").iterdir()):
-        easy, hard = (soundfile.read(tmp_path / grade / "AudioWAV" / wav.name)[0] for grade in ("easy", "hard"))
+    for wav in sorted((roots[0] / "AudioWAV").iterdir()):
+        easy, hard = (soundfile.read(root / "AudioWAV" / wav.name)[0] for root in roots)
         assert len(easy) == len(hard)
         louder.append(np.std(hard[:8]) / np.std(easy[:8]))
-        videos = [str(tmp_path / grade / "VideoFlash" / f"{wav.stem}.flv") for grade in ("easy", "hard")]
+        videos = (str(root / "VideoFlash" / f"{wav.stem}.flv") for root in roots)
         easy, hard = (cv2.VideoCapture(video).read()[1].astype(float) for video in videos)
         assert (hard[:40, :40].std(axis=(0, 1)) > 1.1 * easy[:40, :40].std(axis=(0, 1))).all()  # of the backdrop
         distance[wav.stem] = np.abs(cv2.blur(easy, (25, 25)) - cv2.blur(hard, (25, 25))).mean()
