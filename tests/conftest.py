@@ -233,3 +233,30 @@ def trained(corpus, once):
 
     folder = once("trained", make)
     return folder / "run", (folder / "output").read_text()
+
+
+@pytest.fixture
+def output_of(capsys):
+    """Run a script in this process and return what it printed to stdout."""
+
+    def call(script, *arguments):
+        capsys.readouterr()
+        run_here(script, *arguments)
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def rejected(capsys):
+    """Run a script in this process, which must end with status 2 and one line on stderr, and return that line."""
+
+    def call(script, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_here(script, *arguments)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and len(error.splitlines()) == 1 and "Traceback" not in error, error
+        return error
+
+    return call
