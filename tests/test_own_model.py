@@ -1,10 +1,7 @@
 """Check docs/own-model.md: its examples train, its ten lines are dgl_step, and what it says to watch is so."""
 
-import contextlib
-import io
 import math
 import re
-from functools import cache
 
 import pytest
 import torch
@@ -22,26 +19,21 @@ ALPHA = 3.0
 LINE = "        (alpha * losses[name]).backward"  # of the ten lines
 
 
-@cache
-def run_snippet(name):
-    """Run a snippet of the page -> (its names, what it printed)."""
-    names, output = {"__name__": "example", "dgl_step": dgl_step}, io.StringIO()
-    with contextlib.redirect_stdout(output):
-        exec(SNIPPETS[name], names)
-    return names, output.getvalue()
-
-
-check = run_snippet("the check")[0]["check"]
-
-
-def copied(*changes, **names):
-    """Return the page's dgl_step after changes of its lines, (old, new) each, which use `names`."""
-    code = SNIPPETS["the ten lines"]
+def run_snippet(name, *changes, **names):
+    """Run a snippet of the page after changes of its lines, (old, new) each, which use `names` -> all names."""
+    code = SNIPPETS[name]
     for old, new in changes:
         assert old in code
         code = code.replace(old, new)
     exec(code, names)
-    return names["dgl_step"]
+    return names
+
+
+check = run_snippet("the check", dgl_step=dgl_step)["check"]
+
+
+def copied(*changes, **names):
+    return run_snippet("the ten lines", *changes, **names)["dgl_step"]
 
 
 def step_gradients(model, inputs, label, step=dgl_step, alpha=ALPHA):
@@ -68,10 +60,10 @@ def test_the_page_has_its_snippets():
 
 
 @pytest.mark.parametrize(("name", "better"), [("three modalities", 0.85), ("segmentation", 0.88)])
-def test_an_example_learns_by_the_gradients_of_dgl(name, better):
+def test_an_example_learns_by_the_gradients_of_dgl(name, better, capsys):
     """Check accuracy too: the commonest class is a fifth of the samples, and the wall 0.6 of the pixels."""
-    names, output = run_snippet(name)
-    losses = [float(loss) for loss in re.findall(r"loss (\S+)", output)]
+    names = run_snippet(name)
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", capsys.readouterr().out)]
     assert losses[-1] < 0.6 * losses[0] and names["accuracy"] > better
     model = names["model"].double().eval()
     if name == "segmentation":
@@ -128,18 +120,18 @@ def mistaken(mistake):
     return model
 
 
-@pytest.mark.parametrize(
-    ("mistake", "message"),
-    [
-        ("product", "a: its own loss has no gradient"),
-        ("late detach", "fusion_module.first.weight gets no gradient"),
-        ("unlisted", "encoders.a.3.weight gets no gradient"),
-        ("reentrant", "encoders.a.0.weight gets no gradient"),
-        ("tied", "fusion_module.fc_out.weight: an encoder's loss reaches it"),
-    ],
-)
-def test_the_check_finds_a_mistake(mistake, message):
-    with pytest.raises(AssertionError, match=message):
+MISTAKES = {
+    "product": "a: its own loss has no gradient",
+    "late detach": "fusion_module.first.weight gets no gradient",
+    "unlisted": "encoders.a.3.weight gets no gradient",
+    "reentrant": "encoders.a.0.weight gets no gradient",
+    "tied": "fusion_module.fc_out.weight: an encoder's loss reaches it",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_check_finds_a_mistake(mistake):
+    with pytest.raises(AssertionError, match=MISTAKES[mistake]):
         check(mistaken(mistake), *toy_batch())
 
 

@@ -128,24 +128,14 @@ def test_links_lead_somewhere():
             assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """Return the folder of the published runs."""
-    folder = tmp_path_factory.mktemp("published")
-    shutil.unpack_archive(ROOT / "docs" / "avmnist-runs.tar.xz", folder)
-    return folder
-
-
-def test_the_published_table_is_what_the_published_runs_say(published, output_of):
-    table = output_of(comparison, published / "avmnist-runs")
+def test_the_published_tables_are_what_the_published_runs_say(tmp_path, output_of):
+    """Check of the tried values that three ran, one the default, chosen by held-out clips; only the value differs."""
+    shutil.unpack_archive(ROOT / "docs" / "avmnist-runs.tar.xz", tmp_path)
+    table = output_of(comparison, tmp_path / "avmnist-runs")
     rows, expected = (re.findall(r"^.*\| best \|.*$", text, re.MULTILINE) for text in (COMPARISON, table))
     assert rows == expected and len(rows) > 10
-
-
-def test_the_published_tries_are_what_their_runs_say(published):
-    """Check that three of each ran, one the default, chosen by held-out clips alone; only the value differs."""
     tries = defaultdict(list)
-    for path in published.glob("*/*-seed0"):
+    for path in tmp_path.glob("*/*-seed0"):
         result, record = (json.loads((path / name).read_text()) for name in ("result.json", "run.json"))
         held_out = max(json.loads(line)["fused"] for line in (path / "log.jsonl").read_text().splitlines())
         found = result["settings"], 100 * held_out, 100 * result["best"]["fused"], record["data"]
@@ -165,16 +155,13 @@ def test_the_published_tries_are_what_their_runs_say(published):
             assert given["epochs"] == first["epochs"] and given["random_seed"] == 0
 
 
-def test_readme_is_short_and_its_contents_name_every_section():
+def test_readme_is_short_and_lists_its_sections_and_pages_and_design_every_module():
     assert len(README.splitlines()) <= 220
     contents = README.split("**Contents:**")[1].split("\n\n")[0]
     sections = {f"#{name}" for name in anchors(ROOT / "README.md")}
     assert sections - set(re.findall(r"\((#.*?)\)", contents)) == {f"#{TITLE}"}
     for page in (ROOT / "docs").glob("*.md"):
         assert f"](docs/{page.name})" in README, page
-
-
-def test_the_tree_names_every_module():
     tree = (ROOT / "docs" / "design.md").read_text().split("## Rooms")[1]
     for path in project_files("*.py"):
         rooms = ("analysis", "engine", "dataset", "data", "methods", "models", "utils")
@@ -250,8 +237,8 @@ with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
 assert end.value.code == 128 + signal.SIGTERM
 run_here(main_dgl, "--train", "--resume", *flags, "--ckpt_path", parts)
 assert_same_run(whole, parts)
-run_here(main_dgl, "--gradient_report", *flags)
-run_here(main_dgl, "--gradient_report", *flags[:-1], "joint")
+for name in ("halved", "joint"):
+    run_here(main_dgl, "--gradient_report", *flags[:-1], name)
 for name in ("best", "last"):
     run_here(valid, "--ckpt_path", whole / f"{name}.pth", "--linear_probe", "--json", whole / f"{name}.json")
 run_here(comparison, "runs")
