@@ -82,7 +82,7 @@ def test_commands_run(few, tmp_path, small, monkeypatch):
 
 def test_scripts_and_their_settings_exist():
     """Check every `name=value bash script.sh` in the pages."""
-    seen, value = 0, r"""(?:'[^']*'|"[^"]*"|\S+)"""
+    seen, value = 0, r"""(?:'[^'\n]*'|"[^"\n]*"|\S+)"""
     for values, script in re.findall(rf"((?:\w+={value} )*)(?:bash|sbatch) ([\w./]+\.sh)", TEXT):
         code = (ROOT / script).read_text()
         if script == "docs/slurm.sh":
