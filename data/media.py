@@ -189,9 +189,9 @@ class Media:
         return reason
 
     def date(self, output):
-        """Give an output the video's modification time if the video is whole. data/extraction.py compares the two."""
-        if not self.check():
-            os.utime(output, ns=(self.time, self.time))
+        """Give an output the video's modification time, 0 for a damaged video; data/extraction.py compares it."""
+        time = 0 if self.check() else self.time
+        os.utime(output, ns=(time, time))
 
     def shortfall(self):
         """Return a reason if the last packet ends before the end that the headers give, else ""."""

@@ -18,6 +18,7 @@ from data.AVMNIST import make_pairs
 from dataset import build_dataset
 from tests.conftest import run_here
 from tests.test_datasets import settings, train_and_validate
+from utils import files
 from utils.batches import IMAGENET_MEAN, IMAGENET_STD
 from utils.files import LFS_HEADER
 
@@ -111,7 +112,7 @@ def test_lists_of_the_users_own_are_kept(root, rejected):
     lists = root.parent / "lists"
     lists.mkdir()
     (lists / "test.csv").write_text("0_theo_0,0\n")
-    assert f"{lists / 'test.csv'}: differs" in rejected(make_pairs, "--root", root, "--split_path", lists)
+    assert f"{lists / 'test.csv'}: has other content" in rejected(make_pairs, "--root", root, "--split_path", lists)
     assert tree(lists) == {"test.csv": b"0_theo_0,0\n"} and not (root / "Image-01-FPS").exists()
 
 
@@ -160,7 +161,7 @@ def test_interrupted_it_leaves_no_list_and_ends_the_same(root, monkeypatch, seed
     else:
         for path in (*root.glob("*.csv"), *root.glob("Image-01-FPS/*/*")):
             path.unlink()
-    replacing, calls = make_pairs.replacing, []
+    replacing, calls = files.replacing, []
 
     def interrupted(path):
         calls.append(path)
@@ -169,7 +170,7 @@ def test_interrupted_it_leaves_no_list_and_ends_the_same(root, monkeypatch, seed
         return replacing(path)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(make_pairs, "replacing", interrupted)
+        patch.setattr(files, "replacing", interrupted)
         run_here(make_pairs, "--root", root, "--overwrite")
     assert end.value.code == 130 and not list(root.glob("*.csv")) and tree(root) != whole
     run_here(make_pairs, "--root", root, "--overwrite")
@@ -196,7 +197,7 @@ DAMAGES = {  # files, their content by the old one or None for none, and what th
     "labels for images": (TRAIN_IMAGES, lambda _: idx(np.arange(TEST) % 10), TRAIN_IMAGES),
     "images of another size": (TRAIN_IMAGES, lambda _: idx(np.zeros((TRAIN, 32, 32))), TRAIN_IMAGES),
     "fewer labels": (TEST_LABELS, lambda _: idx(np.arange(TEST - 1) % 10), ": 50 x 28 x 28 values for 49 labels"),
-    "too few of a digit": (TEST_LABELS, lambda _: idx(np.arange(TEST) % 9), "0 pictures of 9 for 4 recordings"),
+    "too few of a digit": (TEST_LABELS, lambda _: idx(np.arange(TEST) % 9), "0 images of 9 for 4 recordings"),
     "no recordings": ("recordings/*", None, "/recordings: no recording"),
     "no training recordings": ("recordings/*_[51]*", None, "/recordings: no recording with a take from 5 on"),
     "pointer": (WAV, lambda _: LFS_HEADER + b"/v1", WAV),

@@ -208,7 +208,7 @@ DAMAGES = [  # number of the file, its new content by the old one, the reason wi
     (0, with_rate(1), "a sampling rate of 1 Hz, which no audio has"),
     (0, with_rate(2**32 - 1), "a sampling rate of 4294967295 Hz, which no audio has"),
     (0, lambda _: POINTER, "a Git LFS pointer, not the audio: run `git lfs pull` where you cloned the dataset"),
-    (0, lambda content: content[:40] + struct.pack("<I", 2) + content[:2], r"only 1 sample\(s\) of audio"),
+    (0, lambda content: content[:40] + struct.pack("<I", 2) + content[:2], "only 1 sample(s) of audio"),
     (0, nan_wav, ""),
     (0, lambda _: PAGE, UNREADABLE),
     (0, lambda _: b"", UNREADABLE),

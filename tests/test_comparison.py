@@ -208,7 +208,7 @@ def test_unusable_folders_are_rejected(tmp_path, rejected):
     rng, run = np.random.default_rng(0), tmp_path / "run"
     for action, words in (
         (lambda: None, "compare.sh"),  # there is no run
-        (lambda: [write_run(run, rng), write_run(tmp_path / "run2", rng)], "of the same settings and seed as"),
+        (lambda: [write_run(run, rng), write_run(tmp_path / "run2", rng)], "has the same settings and seed as"),
         (lambda: (run / "last.json").write_text('{"fused": 0.'), "compare.sh"),
         (
             lambda: [(tmp_path / "run2" / "last.json").rename(run / "last.json"), (run / "log.jsonl").unlink()],

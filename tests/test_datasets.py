@@ -238,7 +238,7 @@ BAD_LISTS = {
     "KineticSound": {
         "path": ("class.txt", "singing\n../..\n", "line 2"),
         "classes": ("class.txt", "".join(f"{k}\n" for k in range(35)), "35 classes"),
-        "folder": ("class.txt", "singing\n", "KineticSound train: a folder 1, which is none of the classes"),
+        "folder": ("class.txt", "singing\n", "KineticSound train: a folder 1, which is not one of the classes"),
     },
 }
 

@@ -82,7 +82,7 @@ def test_rows_that_repeat_are_left_out_or_rejected_where_they_differ(tmp_path, c
         read_split(path, ("ANG", "SAD"))
     of_ave.write_text("Church bell&a&good&0&5\nBanjo&b&good&0&9\nBanjo&a&good&5&9\n")
     assert read_ave(of_ave) == [("a", "Church bell"), ("b", "Banjo"), ("a", "Banjo")]
-    assert capsys.readouterr().err.startswith(f"warning: {of_ave}: 1 row(s) are of a video that another row has too")
+    assert capsys.readouterr().err.startswith(f"warning: {of_ave}: 1 row(s) name a video that another row names too")
 
 
 def test_other_lists_are_kept(corpus, tmp_path, rejected):

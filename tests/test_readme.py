@@ -21,7 +21,6 @@ COMPARISON = (ROOT / "docs" / "comparison.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(path.read_text() for path in PAGES)
 PARSERS = {"main_dgl.py": settings.training_parser(), "valid.py": settings.validation_parser()}
-TITLE = "disentangled-gradient-learning-dgl"
 OTHERS = {"--shm-size", "--halved_by", "--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"}
 OTHERS |= {"--include", "--logdir", "--array", "--dependency"}  # of torchrun, grep, tensorboard, Slurm
 
@@ -155,11 +154,8 @@ def test_the_published_tables_are_what_the_published_runs_say(tmp_path, output_o
             assert given["epochs"] == first["epochs"] and given["random_seed"] == 0
 
 
-def test_readme_is_short_and_lists_its_sections_and_pages_and_design_every_module():
-    assert len(README.splitlines()) <= 220
-    contents = README.split("**Contents:**")[1].split("\n\n")[0]
-    sections = {f"#{name}" for name in anchors(ROOT / "README.md")}
-    assert sections - set(re.findall(r"\((#.*?)\)", contents)) == {f"#{TITLE}"}
+def test_readme_is_short_and_lists_all_pages_and_design_every_module():
+    assert len(README.splitlines()) <= 200
     for page in (ROOT / "docs").glob("*.md"):
         assert f"](docs/{page.name})" in README, page
     tree = (ROOT / "docs" / "design.md").read_text().split("## Rooms")[1]

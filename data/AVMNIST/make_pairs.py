@@ -105,11 +105,11 @@ def read_digits(folder, name):
     """
     from torchvision.datasets.mnist import read_image_file, read_label_file  # seconds to import
 
-    images, labels = folder / f"{name}-images-idx3-ubyte.gz", folder / f"{name}-labels-idx1-ubyte.gz"
-    images, digits = read_idx(images, read_image_file), read_idx(labels, read_label_file)
+    paths = [folder / f"{name}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    images, digits = read_idx(paths[0], read_image_file), read_idx(paths[1], read_label_file)
     if images.shape != (len(digits), SIDE, SIDE):
         found = " x ".join(map(str, images.shape))
-        raise InputError(f"{images}: {found} values for {len(digits)} labels; get both files again")
+        raise InputError(f"{paths[0]}: {found} values for {len(digits)} labels; get both files again")
     return images.reshape(len(digits), SIDE**2), digits
 
 
