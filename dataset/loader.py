@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from dataset import build_dataset
-from utils.errors import SIGNALS, InputError, warn_once
+from utils.errors import SIGNALS, InputError, delay_signals, warn_once
 from utils.pool import cores, why_no_processes
 from utils.processes import first_process, rank, size
 from utils.seeds import derived_seed
@@ -56,7 +56,6 @@ def ignore_signals(_):
     """Ignore signals in a worker. A terminal or a cluster sends them to every process; the main one handles them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # which Loader has blocked
 
 
 @atexit.register
@@ -78,19 +77,17 @@ def share(batch):
 
 
 class Loader(DataLoader):
-    """A DataLoader that blocks signals until its workers ignore them, and reports if no worker can be started."""
+    """A DataLoader that delays signals while it starts workers, and reports if no worker can be started."""
 
     def __iter__(self):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            return super().__iter__()
+            with delay_signals():  # otherwise one could interrupt it between a worker's start and its registration
+                return super().__iter__()
         except OSError as error:
             end_workers()
             raise InputError(
                 f"{SHARED_MEMORY}: {error.strerror}; make it larger (docker run --shm-size=2g), or use --num_workers 0"
             ) from None
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def usable_workers(workers, batch_bytes):

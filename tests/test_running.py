@@ -31,8 +31,10 @@ def training(root, folder, *flags):
 
 
 def numbers(*pgrep):
-    """Return the numbers of the processes that `pgrep` finds."""
-    return list(map(int, subprocess.run(["pgrep", *map(str, pgrep)], capture_output=True, text=True).stdout.split()))
+    """Return the numbers of the processes that `pgrep` finds, without those that have ended and wait for init."""
+    found = subprocess.run(["pgrep", *map(str, pgrep)], capture_output=True, text=True).stdout.split()
+    states = subprocess.run(["ps", "-o", "pid=,stat=", "-p", ",".join(found or "0")], capture_output=True, text=True)
+    return [int(line.split()[0]) for line in states.stdout.splitlines() if "Z" not in line]
 
 
 def wait_for(process, condition, *arguments):

@@ -35,12 +35,30 @@ class Interrupted(BaseException):
         self.number = number
 
 
+delayed = None  # numbers of the signals that arrived while `delay_signals` lasts
+
+
+@contextmanager
+def delay_signals():
+    """Delay Interrupted until the block ends. A signal mask cannot do this, because another thread gets the signal."""
+    global delayed
+    delayed = []
+    try:
+        yield
+    finally:
+        arrived, delayed = delayed, None
+        if arrived:
+            raise Interrupted(arrived[0])
+
+
 @contextmanager
 def raise_on_signals():
     """Raise Interrupted on SIGNALS while the block lasts; ignored signals, such as SIGHUP under nohup, stay ignored."""
 
     def receive(number, _):
-        raise Interrupted(number)
+        if delayed is None:
+            raise Interrupted(number)
+        delayed.append(number)
 
     def send_again(ignored):  # Python ignores an exception raised in a destructor or while a worker is forked
         if isinstance(ignored.exc_value, Interrupted):
