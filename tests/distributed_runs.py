@@ -19,34 +19,33 @@ from models.basic_model import AVClassifier
 from tests.conftest import SMALL, SmallEncoder, data_flags, make_small, run_here
 from utils.batches import to_device
 
-RUNS = {
-    f"{fusion}-{name}": ["--fusion_method", fusion, *flags]
-    for fusion in ("concat", "gated")
-    for name, flags in {"dgl": [], "ogm_ge": ["--method", "ogm_ge"]}.items()
-}
-OTHERS = {  # by name, or by name and variant
-    "joint_uni": [],
-    "joint_uni weight": ["--joint_uni_weight", 2],
-    "gblend": ["--gblend_weights", "0.2,0.5,0.3"],
-    "agm": ["--fusion_method", "gated"],
-    "agm clip": ["--agm_clip"],
-    "pmr": ["--pmr_mu", 0.1, "--epochs", 2],
-    "mmpareto": [],
-    "mmpareto tensor": ["--mmpareto_rescale", "tensor"],
-    "mla": [],
-    "lfm": [],
-    "lfm code": ["--lfm_match", "code"],
-    "ogm journal": ["--ogm_rule", "journal", "--ogm_alpha", 0.8],
-    "relearn": ["--val_ratio", 0.3, "--relearn_every", 1, "--relearn_times", 1, "--epochs", 3],
-    "relearn unimodal": ["--val_ratio", 0.3, "--relearn_every", 1, "--relearn_unimodal", 1, "--epochs", 3],
-    "umt": [],  # and the teachers next to the corpus
-    "dgl": ["--freeze", "visual"],
-    "joint suppression": ["--log_suppression"],
-    "dgl zeros": ["--fusion_method", "gated", "--alone", "zeros"],
-    "dgl mmtm": ["--fusion_method", "mmtm"],
-    "inforeg": ["--inforeg_k=-1e9", "--epochs", 3],
-}
-RUNS |= {name.replace(" ", "-"): ["--method", name.split()[0], *flags] for name, flags in OTHERS.items()}
+RUNS = """
+dgl --fusion_method concat
+dgl --fusion_method gated
+dgl --fusion_method gated --alone zeros
+dgl --fusion_method mmtm
+dgl --freeze visual
+ogm_ge --fusion_method concat
+ogm_ge --fusion_method gated
+ogm --ogm_rule journal --ogm_alpha 0.8
+joint --log_suppression
+joint_uni
+joint_uni --joint_uni_weight 2
+gblend --gblend_weights 0.2,0.5,0.3
+agm --fusion_method gated
+agm --agm_clip
+pmr --pmr_mu 0.1 --epochs 2
+mmpareto
+mmpareto --mmpareto_rescale tensor
+mla
+lfm
+lfm --lfm_match code
+relearn --val_ratio 0.3 --relearn_every 1 --relearn_times 1 --epochs 3
+relearn --val_ratio 0.3 --relearn_every 1 --relearn_unimodal 1 --epochs 3
+umt
+inforeg --inforeg_k=-1e9 --epochs 3
+""".strip().splitlines()  # methods and their flags; each is the name of its folder too
+WHOLE = ("dgl --fusion_method concat", "dgl --fusion_method mmtm")  # with ResNet-18
 BATCHES = ["--batch_size", 8, "--image_size", 33]  # of 18 clips: two batches, and two clips that are left over
 
 
@@ -65,7 +64,7 @@ def in_float64(model, method):
 
 
 def train_all(corpus, out):
-    """Train every one of RUNS into a folder below `out`."""
+    """Train every one of RUNS into a folder below `out`; the teachers of UMT are next to the corpus."""
     with main_dgl.processes(torch.device("cpu")), pytest.MonkeyPatch.context() as patch:
         patch.setattr(main_dgl, "processes", lambda device: nullcontext())  # in one launch they are joined once
         make_small(patch)
@@ -75,12 +74,12 @@ def train_all(corpus, out):
         patch.setattr(main_dgl, "refresh_batchnorm", lambda model, batches: None)
         for module in (meter, evaluation, suppression, features):
             patch.setattr(module, "to_device", small_batch)
-        for name, flags in RUNS.items():
-            patch.setitem(BACKBONES, "resnet18", ResNet18 if name in ("concat-dgl", "dgl-mmtm") else SmallEncoder)
-            if name == "umt":
-                flags = [*flags, "--umt_audio", corpus / "audio.pth", "--umt_visual", corpus / "visual.pth"]
-            flags = [*data_flags(corpus), *SMALL, "--num_workers", 0, *BATCHES, "--epochs", 1, *flags]
-            run_here(main_dgl, "--train", "--device", "cpu", *flags, "--ckpt_path", out / name)
+        common = ["--device", "cpu", *data_flags(corpus), *SMALL, "--num_workers", 0, *BATCHES, "--epochs", 1]
+        teachers = [f"--umt_{name}={corpus / name}.pth" for name in ("audio", "visual")]
+        for run in RUNS:
+            patch.setitem(BACKBONES, "resnet18", ResNet18 if run in WHOLE else SmallEncoder)
+            flags = [*run.split(), *(teachers if run == "umt" else []), "--ckpt_path", out / run]
+            run_here(main_dgl, "--train", *common, "--method", *flags)
 
 
 if __name__ == "__main__":

@@ -24,49 +24,33 @@ from models.backbone import BACKBONES
 from models.basic_model import AVClassifier
 from models.fusion_modules import FUSION_MODULES
 from tests.conftest import NarrowEncoder, settings_of
-from tests.rules import loaders_of, toy_batch, toy_rule, write_teachers
+from tests.rules import NEEDS, loaders_of, toy_batch, toy_rule, write_teachers
 from utils.seeds import derived_seed
 
 FOLDER = Path(__file__).with_name("golden")
 CLASSES, STEPS = 5, 4
 LAST = 2  # epoch: three of them, of one, one and two steps
+FLAGS = {
+    "ogm": ["--ogm_alpha", 0.8],
+    "ogm_ge": ["--ogm_alpha", 0.8],
+    "joint_uni": ["--fusion_method", "gated"],
+    "gblend": NEEDS["gblend"],
+    "pmr": ["--pmr_mu", 0.1],
+    "relearn": ["--val_ratio", 0.5, "--relearn_every", 1, "--relearn_times", 1],
+    "inforeg": ["--inforeg_k=-1e9"],  # always in its window, from the third epoch on
+}
+FLAGS_OF_THREE = FLAGS | {
+    "ogm_ge": ["--ogm_alpha", 0.8, "--ogm_rule", "journal"],
+    "joint_uni": ["--joint_uni_weight", 2],
+    "gblend": [],  # toy_rule has its weights
+    "relearn": [*FLAGS["relearn"], "--relearn_unimodal", 1],
+}
 THREE = "three-"  # start of the names of runs with three modalities
-
-RUNS = {f"dgl-{fusion}": ["--fusion_method", fusion] for fusion in FUSION_MODULES}
-RUNS |= {
-    "joint": ["--method", "joint"],
-    "ogm": ["--method", "joint", "--modulation", "OGM", "--ogm_alpha", "0.8"],
-    "ogm_ge": ["--method", "joint", "--modulation", "OGM_GE", "--ogm_alpha", "0.8"],
-    "no_mgt": ["--no_mgt"],
-    "no_ugt": ["--no_ugt"],
-    "no_mgt+no_ugt": ["--no_mgt", "--no_ugt"],
-    "audio": ["--modality", "audio"],
-    "visual": ["--modality", "visual"],
-    "joint_uni": ["--method", "joint_uni", "--fusion_method", "gated"],
-    "gblend": ["--method", "gblend", "--gblend_weights", "0.2,0.5,0.3"],
-    "agm": ["--method", "agm"],
-    "pmr": ["--method", "pmr", "--pmr_mu", "0.1"],
-    "mmpareto": ["--method", "mmpareto"],
-    "mla": ["--method", "mla"],
-    "lfm": ["--method", "lfm"],
-    "lfm-code": ["--method", "lfm", "--lfm_match", "code"],
-    "relearn": ["--method", "relearn", "--val_ratio", "0.5", "--relearn_every", "1", "--relearn_times", "1"],
-    "umt": ["--method", "umt"],
-    "inforeg": ["--method", "inforeg", "--inforeg_k=-1e9"],  # always in its window, from the third epoch on
-}
-FLAGS_OF_THREE = {
-    "ogm": ["--ogm_alpha", "0.8"],
-    "ogm_ge": ["--ogm_alpha", "0.8", "--ogm_rule", "journal"],
-    "joint_uni": ["--joint_uni_weight", "2"],
-    "pmr": ["--pmr_mu", "0.1"],
-    "relearn": [*RUNS["relearn"][2:], "--relearn_unimodal", "1"],
-    "inforeg": RUNS["inforeg"][2:],
-}
-RUNS |= {
-    f"{THREE}{name}": ["--method", name, *FLAGS_OF_THREE.get(name, [])]
-    for name, entry in METHODS.items()
-    if entry.modality == "full"
-}
+RUNS = {f"dgl-{fusion}": ["dgl", "--fusion_method", fusion] for fusion in FUSION_MODULES}
+RUNS |= {name: [name, *FLAGS.get(name, [])] for name in METHODS if name not in ("dgl", "text")}
+RUNS |= {"lfm-code": ["lfm", "--lfm_match", "code"]}
+FULL = [name for name, entry in METHODS.items() if entry.modality == "full"]
+RUNS |= {f"{THREE}{name}": [name, *FLAGS_OF_THREE.get(name, [])] for name in FULL}
 
 
 def clips(step):
@@ -77,14 +61,8 @@ def clips(step):
     return {"audio": audio, "visual": visual}, torch.randint(CLASSES, (4,), generator=generator)
 
 
-def joined(*batches):
-    """Return several batches as one."""
-    inputs = {name: torch.cat([batch[0][name] for batch in batches]) for name in batches[0][0]}
-    return inputs, torch.cat([label for _, label in batches])
-
-
 def figures(tensor):
-    """[L2 norm, product with a wave] of a tensor."""
+    """Return [L2 norm, product with a wave] of a tensor."""
     flat = tensor.detach().flatten().double()
     return [flat.norm().item(), (flat @ wave(2 ** len(flat).bit_length())[: len(flat)]).item()]
 
@@ -94,11 +72,14 @@ def wave(length):
     return torch.arange(length, dtype=torch.float64).cos()
 
 
-def built(settings):
+def built(name, *flags):
     """Return the audio-visual classifier and the method of a run, with initial weights."""
-    with pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        teachers = write_teachers(Path(folder), small=False) if name == "umt" else []
+        settings = settings_of("--method", name, *flags, *teachers)
         if settings.fusion_method == "bilinear":
             patch.setitem(BACKBONES, "resnet18", NarrowEncoder)
+        torch.manual_seed(settings.random_seed)
         model = AVClassifier(CLASSES, settings.fusion_method, settings.modality)
         method = build_method(settings, model)
         method.prepare(model)
@@ -107,26 +88,20 @@ def built(settings):
 
 def golden_run(name):
     """Train a run of RUNS -> {"losses": (STEPS, branches), "tensors": {name: figures}}; None for a missing branch."""
-    flags, rest = RUNS[name], ["--learning_rate", "0.01", "--alpha", "3"]
-    if three := name.startswith(THREE):
-        model, method = toy_rule(flags[1], *flags[2:], *rest)
-        settings, draw = method.settings, toy_batch
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            teachers = write_teachers(Path(folder), small=False) if "umt" in flags else []
-            settings, draw = settings_of(*flags, *teachers, *rest), clips
-            torch.manual_seed(settings.random_seed)
-            model, method = built(settings)
-    optimizer, _ = build_optimizer(model, settings)
-    branches = model.branches if three else ("fused", "audio", "visual")
-    losses, loaders = [], loaders_of(*joined(draw(100), draw(101)))
-    loaders |= {"val": loaders_of(*draw(102))["val"]}
+    three, flags = name.startswith(THREE), [*RUNS[name], "--learning_rate", 0.01, "--alpha", 3]
+    model, method = toy_rule(*flags) if three else built(*flags)
+    draw, branches = (toy_batch, model.branches) if three else (clips, ("fused", "audio", "visual"))
+    optimizer, _ = build_optimizer(model, method.settings)
+    (first, label), (second, other) = draw(100), draw(101)
+    train = {each: torch.cat([x, second[each]]) for each, x in first.items()}
+    loaders = loaders_of(train, torch.cat([label, other])) | {"val": loaders_of(*draw(102))["val"]}
+    losses = []
     for number in range(STEPS):
         if number <= LAST:
             method.epoch = number
             method.begin_epoch(number, model, loaders, torch.device("cpu"))
             model.train()
-        torch.manual_seed(derived_seed(settings.random_seed, 0, "noise", number))
+        torch.manual_seed(derived_seed(method.settings.random_seed, 0, "noise", number))
         inputs, label = draw(number)
         for outputs in method.steps(model, inputs, label):
             method.adjust_gradients(model, outputs, label)

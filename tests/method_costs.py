@@ -9,7 +9,6 @@ their time. The peak is that of all tensors that a step creates and holds at one
 import argparse
 import itertools
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler logs its start a
 
 import torch  # noqa: E402
 
+from benchmark import take_turns  # noqa: E402
 from engine.build import build, build_optimizer  # noqa: E402
 from main_dgl import METHODS, clip_gradients  # noqa: E402
 from tests.conftest import settings_of  # noqa: E402
@@ -32,13 +32,6 @@ def peak_of_tensors(function):
         function()
     events = profile.profiler.kineto_results.events()
     return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
-
-
-def seconds_of(function):
-    """Run a function; return its processor time in seconds."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 def ready(name, flags, clips):
@@ -61,13 +54,10 @@ def ready(name, flags, clips):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="Compare the time and memory of every method's step with those of joint training."
-    )
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="all of them")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--image_size", type=int, default=64)
+    for name, default in (("rounds", 5), ("batch_size", 16), ("image_size", 64)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -79,14 +69,11 @@ def main():
     print(f"{'method':16}{'time':>8}{'memory':>8}   of joint training's")
     with tempfile.TemporaryDirectory() as folder:
         flags = NEEDS | {"umt": write_teachers(Path(folder), n_classes=6, small=False)}
-        flags |= {"relearn": ["--val_ratio", "0.1"]}
         for name in asked.names or METHODS:
             ours = ready(name, flags.get(name, []), clips)
             peak = peak_of_tensors(ours) / peak_joint
-            times = [(seconds_of(joint), seconds_of(ours)) for _ in range(asked.rounds)]
-            seconds_joint, seconds = map(statistics.median, zip(*times, strict=True))
-            print(f"{name:16}{seconds / seconds_joint:8.2f}{peak:8.2f}", flush=True)
-            del ours
+            seconds = take_turns({"joint": joint, "ours": ours}, asked.rounds, time.process_time)
+            print(f"{name:16}{seconds['ours'] / seconds['joint']:8.2f}{peak:8.2f}", flush=True)
 
 
 if __name__ == "__main__":

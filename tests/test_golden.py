@@ -15,9 +15,8 @@ def test_every_golden_file_has_a_run():
 @pytest.mark.parametrize("name", RUNS)
 def test_golden_run(name):
     expected, actual = json.loads((FOLDER / f"{name}.json").read_text()), golden_run(name)
-    np.testing.assert_allclose(
-        np.array(actual["losses"], float), np.array(expected["losses"], float), rtol=1e-9, equal_nan=True
-    )
+    losses = (np.array(run["losses"], float) for run in (actual, expected))
+    np.testing.assert_allclose(*losses, rtol=1e-9, equal_nan=True)
     assert actual["tensors"].keys() == expected["tensors"].keys()
     for tensor, (norm, product) in expected["tensors"].items():
         assert actual["tensors"][tensor] == pytest.approx([norm, product], rel=1e-9, abs=1e-9 * norm), tensor

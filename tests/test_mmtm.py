@@ -1,4 +1,4 @@
-"""Check the mmtm fusion: its block, BatchNorm's statistics, initial weights. Its gradients are in test_fusions.py."""
+"""Check the mmtm fusion: its block, BatchNorm's statistics, initial weights. Its gradients are in test_methods.py."""
 
 import copy
 
@@ -7,17 +7,15 @@ import torch
 
 from engine.batchnorm import refresh_batchnorm
 from engine.build import build_model
-from engine.checkpoint import save
 from main_dgl import dgl_step
 from methods import build_method
 from models.backbone import BACKBONES
 from models.basic_model import AVClassifier
 from models.fusion_modules import MMTMFusion_AUXI
 from models.mmtm import MMTM
-from models.pretrained import load_initial_weights
 from tests.conftest import SmallEncoder, settings_of
 from tests.test_dgl_step import CLASSES, batch
-from tests.test_fusions import NarrowResNet, ResNet14
+from tests.test_methods import NarrowResNet, ResNet14
 from utils.errors import InputError
 
 ALPHA, NAMES = 3.0, ("audio", "visual")
@@ -49,29 +47,19 @@ def test_the_block_in_numbers():
     maps = {"audio": 2 + offsets, "visual": 1 - offsets}
     gated, alone = block(maps), block({"audio": maps["audio"]})
     assert list(alone) == ["audio"]
-    for found, factor, name in (
-        (gated, 0.622459, "audio"),
-        (gated, 0.377541, "visual"),
-        (alone, 0.731059, "audio"),
-    ):
+    for found, factor, name in ((gated, 0.622459, "audio"), (gated, 0.377541, "visual"), (alone, 0.731059, "audio")):
         torch.testing.assert_close(found[name], factor * maps[name], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(("encoder", "width"), [(BACKBONES["resnet18"], 512), (ResNet14, 2048)])
-def test_widths_and_layers_of_its_own(monkeypatch, encoder, width):
+def test_widths(monkeypatch, encoder, width):
     monkeypatch.setitem(BACKBONES, "resnet18", encoder)
-    model = AVClassifier(CLASSES, "mmtm").eval()
-    fusion = model.fusion_module
-    assert model.dim == width and fusion.fc_out.in_features == 2 * width
-    for block, channels in ((fusion.mmtm2, width // 4), (fusion.mmtm3, width // 2), (fusion.mmtm4, width)):
+    model = AVClassifier(CLASSES, "mmtm")
+    assert model.dim == width and model.fusion_module.fc_out.in_features == 2 * width
+    for k, channels in ((2, width // 4), (3, width // 2), (4, width)):
+        block = getattr(model.fusion_module, f"mmtm{k}")
         assert tuple(block.squeeze.weight.shape) == (2 * channels, 2 * channels)  # ratio 2
         assert all(tuple(block.excite[name].weight.shape) == (channels, 2 * channels) for name in NAMES)
-    pairs = zip(*(fusion.streams[name].parameters() for name in NAMES), strict=True)
-    assert all(a is not v for a, v in pairs)
-    assert not any("layer3" in name or "layer4" in name for name, _ in model.audio_net.named_parameters())
-    with torch.no_grad():
-        outputs = model({name: x[:1].float() for name, x in batch(1)[0].items()})
-    assert all(tuple(logits.shape) == (1, CLASSES) for logits in outputs.values())
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -90,13 +78,6 @@ def test_with_gates_of_1_it_is_concat_of_whole_networks(training):
     found = model(inputs)
     torch.testing.assert_close(found, concat(inputs), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(sum(found[name] - fusion.shared_bias for name in NAMES), found["fused"])
-
-
-@pytest.mark.parametrize("modality", NAMES)
-def test_one_modality_has_the_whole_network(modality):
-    model, concat = (AVClassifier(CLASSES, fusion, modality=modality) for fusion in ("mmtm", "concat"))
-    assert not model.takes_maps and model.state_dict().keys() == concat.state_dict().keys()
-    assert f"{modality}_net.layer4.0.conv1.weight" in model.state_dict()
 
 
 def test_one_modality_alone_runs_its_own_stream(monkeypatch):
@@ -156,38 +137,9 @@ def test_evaluation_uses_the_running_statistics():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_given_weights_reach_the_streams(tmp_path, capsys):
-    """Check whole networks, checkpoints of one modality, and of mmtm with and without heads of a method."""
-    model, whole = build(seed=1).float(), NarrowResNet(3)
-    torch.save(whole.state_dict(), tmp_path / "network.pth")
-    load_initial_weights(model, str(tmp_path / "network.pth"), "resnet18")
-    assert "loaded into the audio and visual encoder" in capsys.readouterr().out
-    images = torch.rand(4, 3, 1, 64, 64)
-    with torch.no_grad():
-        maps = model.eval().encode("visual", images).flatten(0, 1)
-        for stage in model.fusion_module.streams.visual.values():
-            maps = stage(maps)
-    torch.testing.assert_close(maps, whole.eval()(images.squeeze(2)))
-    alone = AVClassifier(CLASSES, modality="audio")
-    save(tmp_path / "audio.pth", alone, {"modality": "audio"}, epoch=1, classes=[])
-    load_initial_weights(model, str(tmp_path / "audio.pth"), "resnet18")
-    assert torch.equal(model.fusion_module.streams.audio.layer4[0].bn2.weight, alone.audio_net.layer4[0].bn2.weight)
-    heads = build(seed=2).float()
-    build_method(settings_of("--method", "joint_uni"), heads)
-    streams = heads.fusion_module.joint.streams
-    save(tmp_path / "mmtm.pth", heads, {}, epoch=1, classes=[])
-    for target in (model, build("concat").float()):
-        load_initial_weights(target, str(tmp_path / "mmtm.pth"), "resnet18")
-        stage = target.fusion_module.streams.visual if target.takes_maps else target.visual_net
-        assert torch.equal(stage.layer3[0].conv1.weight, streams.visual.layer3[0].conv1.weight)
-    load_initial_weights(heads, str(tmp_path / "audio.pth"), "resnet18")
-    assert torch.equal(streams.audio.layer3[0].conv1.weight, alone.audio_net.layer3[0].conv1.weight)
-
-
 def test_other_encoders_and_numbers_of_modalities_are_rejected(monkeypatch):
     monkeypatch.setitem(BACKBONES, "resnet18", SmallEncoder)
-    message = "--fusion_method mmtm: takes ResNets, which backbone resnet18 is not; use con"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match="_method mmtm: takes ResNets, which backbone resnet18 is not; use concat"):
         build_model(settings_of("--fusion_method", "mmtm"))
     with pytest.raises(ValueError, match="takes 2 modalities, not 3"):
         MMTMFusion_AUXI(CLASSES, 512, "avt", {})
