@@ -18,17 +18,7 @@ from methods.unimodal import Unimodal
 from models.backbone import BACKBONES, Encoder
 from models.fusion_modules import FUSION_MODULES, SumFusion_AUXI
 from tests.conftest import NarrowEncoder, SmallEncoder, settings_of
-from tests.rules import (
-    Toy,
-    assert_gradients,
-    gradients,
-    labels_that_favour,
-    likely,
-    small_model,
-    toy,
-    toy_batch,
-    whole_step,
-)
+from tests.rules import Toy, assert_gradients, gradients, small_model, toy, toy_batch, whole_step
 from tests.test_dgl_step import FORMULAS, batch, linear
 
 ALPHA = 3.0
@@ -232,8 +222,9 @@ def test_ogm_slows_the_leading_encoder_alone_within_its_window(way, leader, othe
     flags = ["--method", "ogm", "--ogm_alpha", 0.6, "--modulation_starts", 2, "--modulation_ends", 4]
     model, method, inputs, _ = built(monkeypatch, way, *flags)
     half, logits = model.fusion_module.fc_out.bias / 2 if way == "concat" else 0, written_out(way, model, inputs)
-    label = labels_that_favour(logits[leader] - half, logits[other] - half)
-    rho = likely(logits[leader] - half, label).sum().item() / likely(logits[other] - half, label).sum().item()
+    p = {name: (logits[name] - half).softmax(1) for name in model.modalities}
+    label = (p[leader] - p[other]).argmax(dim=1)  # with which the first one leads
+    rho = (p[leader].gather(1, label[:, None]).sum() / p[other].gather(1, label[:, None]).sum()).item()
     assert rho > 1
     for method.epoch in range(6):
         model.zero_grad()
