@@ -2,9 +2,9 @@
 # DGL on AVE: train, then validate the best epoch.
 # Hardware:  meant for one GPU; runs on CPU cores too, slowly.
 # Time:      not measured.
-# Accuracy:  none noted by the authors, none measured; alpha is CREMA-D's.
+# Accuracy:  not reported by the authors, not measured; alpha is that of CREMA-D.
 # Data:      train_test_data/AVE_Dataset, see data/AVE/README.md.
-# Edit a setting below, or set it for one run. Flags of main_dgl.py after the script's name override settings. Every
+# Edit a setting below, or set it as an environment variable for one run. Flags of main_dgl.py override settings. Every
 # combination of settings has its own folder, such as ckpt/ave/dgl-alpha4-seed0. The same command again
 # resumes an interrupted run, and validates a finished one:
 #   alpha=5 bash ave_dgl.sh

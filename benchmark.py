@@ -1,10 +1,11 @@
-"""How fast and how lean: each part beside the plain way of this field, which is written out here, in one run.
+"""Measure the time and memory of each part of training, next to a plain implementation with the usual libraries.
 
-    python benchmark.py                   # everything, a few minutes on 2 CPU cores
-    python benchmark.py reader step       # some of it
+    python benchmark.py                   # all parts, a few minutes on 2 CPU cores
+    python benchmark.py reader step       # some parts
 
-The clips are made for it: 2.5 s of sound at 16 kHz and a picture of 480 x 360, as CREMA-D's. Ways to do the same take
-turns; the table has medians, and the ratio of ours to the plain way. Step and epoch run on a GPU where there is one.
+The plain implementations are in this file. The clips are synthetic: 2.5 s of audio at 16 kHz and a frame of 480 x 360,
+the sizes of CREMA-D. Implementations of the same part run in turn. The table has each one's median, and its ratio to
+that of the plain one. Step and epoch run on a GPU if there is one.
 """
 
 import os
@@ -51,7 +52,16 @@ ALPHA = 4.0
 
 
 def take_turns(ways, rounds, clock=time.perf_counter):
-    """Run every way once to warm up, then all of them in turn -> {name: median of `clock` over the rounds}."""
+    """Time several functions: run each once to warm up, then all of them in turn.
+
+    Args:
+        ways: {name: function}.
+        rounds: how often each function is timed.
+        clock: returns the current time in seconds.
+
+    Returns:
+        {name: median time in seconds}.
+    """
     times = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -63,22 +73,22 @@ def take_turns(ways, rounds, clock=time.perf_counter):
 
 
 def print_rows(title, unit, values, scale=1.0):
-    """Lines of the table: each way's figure, and over the plain way's, which is the first."""
+    """Print a line per value, times `scale`, with its ratio to the first value, that of the plain implementation."""
     plain = next(iter(values.values()))
     for name, value in values.items():
         print(f"{title:14} {name:34} {value * scale:10.3f} {unit:18} {value / plain:6.2f}", flush=True)
 
 
 def make_clips(root):
-    """A tiny CREMA-D: CLIPS to train on, of which some are also the test set."""
+    """Create a tiny CREMA-D of CLIPS training clips. Some of them are also the test set."""
     (root / "AudioWAV").mkdir()
     rows = []
     for k in range(CLIPS):
         rng = np.random.default_rng(k)
-        picture = cv2.resize(rng.integers(0, 255, (12, 16, 3), np.uint8), (480, 360), interpolation=cv2.INTER_CUBIC)
+        image = cv2.resize(rng.integers(0, 255, (12, 16, 3), np.uint8), (480, 360), interpolation=cv2.INTER_CUBIC)
         folder = root / "Image-01-FPS" / f"{k:03d}"
         folder.mkdir(parents=True)
-        cv2.imwrite(str(folder / "00000.jpg"), picture)  # 36 KB; talking heads have 31 to 41
+        cv2.imwrite(str(folder / "00000.jpg"), image)  # 36 KB; frames of CREMA-D have 31 to 41
         soundfile.write(root / "AudioWAV" / f"{k:03d}.wav", rng.normal(0, 0.1, 40000), 16000, subtype="PCM_16")
         rows.append(f"{k:03d},{CREMAD.classes[k % 6]}\n")
     (root / "train.csv").write_text("".join(rows))
@@ -86,22 +96,24 @@ def make_clips(root):
 
 
 def settings(root, **changes):
-    """Return complete settings of training on those clips."""
+    """Return the complete settings of a training run on the clips of `make_clips`, with some of them changed."""
     flags = {"audio_path": root / "AudioWAV", "visual_path": root, "split_path": root, "cache_path": root / "cache"}
     return complete(vars(parse_settings(training_parser(), {**flags, "ckpt_path": root / "run", **changes})))
 
 
 def measure_reader(root, rounds):
-    """Processor time per clip in one process with one thread: from files to normalised batches.
+    """Measure the processor time per clip from files to normalised batches, in one process with one thread.
 
-    The last ways are ours with torchvision where our own code is kept, because with torchvision it is that much slower.
+    The last rows show how much slower our reader is when torchvision replaces our own normalisation or augmentation.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    ending = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    normalisation = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     transform = {
-        "train": transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *ending]),
-        "test": transforms.Compose([transforms.Resize((224, 224)), *ending]),
+        "train": transforms.Compose(
+            [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *normalisation]
+        ),
+        "test": transforms.Compose([transforms.Resize((224, 224)), *normalisation]),
     }
 
     def plain(clips, split):
@@ -123,12 +135,12 @@ def measure_reader(root, rounds):
     normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
     def augmented_by_torchvision(dataset):
-        with patch.object(dataset, "augment", lambda picture: augment(picture.permute(2, 0, 1)).permute(1, 2, 0)):
+        with patch.object(dataset, "augment", lambda image: augment(image.permute(2, 0, 1)).permute(1, 2, 0)):
             ours(dataset)
 
     def normalised_by_torchvision(dataset):
-        def by_torchvision(pictures):
-            return normalise(pictures.movedim(-1, -3)).movedim(-3, -1)
+        def by_torchvision(images):
+            return normalise(images.movedim(-1, -3)).movedim(-3, -1)
 
         with patch("utils.batches.normalise", by_torchvision):
             ours(dataset)
@@ -147,12 +159,18 @@ def measure_reader(root, rounds):
         if split == "train":
             ways["warm, torchvision augments"] = lambda warm=warm: augmented_by_torchvision(warm)
         times = take_turns(ways, 2 * rounds + 1, time.process_time)
-        print_rows(f"reader {split}", "ms a clip and core", times, 1000 / CLIPS)
+        print_rows(f"reader {split}", "ms per clip, 1 core", times, 1000 / CLIPS)
     torch.set_num_threads(threads)
 
 
 def one_step(way, batch_size, rounds):
-    """Train on random clips in this process; print the median time of a step in s and the peak memory in GiB."""
+    """Train on random clips in this process; print the median time of a step in s and the peak memory in GiB.
+
+    Args:
+        way: "plain" or "ours".
+        batch_size: clips per step.
+        rounds: number of timed steps.
+    """
     if way == "ours":
         return_freed_memory()
     device = choose_device()
@@ -189,13 +207,13 @@ def one_step(way, batch_size, rounds):
     seconds = take_turns({way: step}, rounds)[way]
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
-    else:  # of the process; ru_maxrss would count the parent's
+    else:  # not ru_maxrss, which includes the parent process
         peak = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
     print(seconds, peak)
 
 
 def step_apart(way, batch_size, rounds):
-    """`one_step` in a process of its own -> [seconds, GiB]."""
+    """Run `one_step` in a new process and return [seconds, GiB]."""
     command = [sys.executable, "benchmark.py", "--way", way]
     command += ["--batch_size", str(batch_size), "--rounds", str(rounds)]
     done = subprocess.run(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True, check=True)
@@ -203,20 +221,20 @@ def step_apart(way, batch_size, rounds):
 
 
 def measure_step(root, rounds, batch_size):
-    """A step of DGL at 224 x 224: time, and peak memory of a process (on a GPU, of its tensors)."""
-    figures = {"retain_graph, .item()": [], "ours": []}
+    """Measure the time and peak memory of a DGL step at 224 x 224: of the process, or on a GPU of its tensors."""
+    measured = {"retain_graph, .item()": [], "ours": []}
     for _ in range(rounds):
-        for name, way in zip(figures, ("plain", "ours"), strict=True):
-            figures[name].append(step_apart(way, batch_size, rounds=2))
+        for name, way in zip(measured, ("plain", "ours"), strict=True):
+            measured[name].append(step_apart(way, batch_size, rounds=2))
     medians = {
-        name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()
+        name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in measured.items()
     }
     print_rows(f"step of {batch_size}", "s", {name: seconds for name, (seconds, _) in medians.items()})
-    print_rows(f"step of {batch_size}", "GiB at most", {name: peak for name, (_, peak) in medians.items()})
+    print_rows(f"step of {batch_size}", "GiB, peak", {name: peak for name, (_, peak) in medians.items()})
 
 
 class InMemory(list):
-    """A loader's batches, read already."""
+    """The batches of a loader, all read in advance."""
 
     def __init__(self, loader):
         super().__init__(loader)
@@ -224,13 +242,13 @@ class InMemory(list):
 
 
 def measure_epoch(root, rounds):
-    """An epoch of training through the loader, beside the same with its batches in memory."""
-    device, of_run = choose_device(), settings(root, batch_size=16, learning_rate=1e-4)
+    """Measure an epoch of training through the loader, next to the same epoch with its batches in memory."""
+    device, run_settings = choose_device(), settings(root, batch_size=16, learning_rate=1e-4)
     set_precision(deterministic=False)
     return_freed_memory()
-    loader = build_loader(of_run, "train", device)
-    model, method = build(of_run, device)
-    optimizer, _ = build_optimizer(model, of_run)
+    loader = build_loader(run_settings, "train", device)
+    model, method = build(run_settings, device)
+    optimizer, _ = build_optimizer(model, run_settings)
     memory = InMemory(loader)
     ways = {"batches in memory": memory, "through the loader": loader}
     ways = {name: partial(train_epoch, model, method, each, optimizer, device) for name, each in ways.items()}
@@ -238,8 +256,11 @@ def measure_epoch(root, rounds):
 
 
 def measure_preprocessing(root, rounds):
-    """Frames of 16 FLV clips, 480 x 360, 30 frames a second, Sorenson's codec as CREMA-D's, on all cores."""
-    cv2.setNumThreads(1)  # its threads do not survive the fork into workers, which would wait for them
+    """Measure the extraction of frames from 16 FLV clips on all cores.
+
+    The clips are as in CREMA-D: 480 x 360, 30 frames per second, Sorenson's codec.
+    """
+    cv2.setNumThreads(1)  # OpenCV's threads do not survive the fork, and workers would wait for them forever
     for k in range(16):
         image = cv2.resize(np.random.default_rng(k).integers(0, 255, (12, 16, 3), np.uint8), (480, 360))
         writer = cv2.VideoWriter(str(root / f"{k}.flv"), cv2.CAP_FFMPEG, FLV, 30, (480, 360))
@@ -252,8 +273,8 @@ def measure_preprocessing(root, rounds):
             for k in range(16):
                 capture, number = cv2.VideoCapture(str(root / f"{k}.flv")), 0
                 while True:
-                    there, frame = capture.read()
-                    if not there:
+                    has_frame, frame = capture.read()
+                    if not has_frame:
                         break
                     if number % 30 == 0:
                         cv2.imwrite(f"{folder}/{k}-{number:05d}.jpg", frame)
@@ -264,22 +285,22 @@ def measure_preprocessing(root, rounds):
             jobs = {str(k): (root / f"{k}.flv", Path(folder) / "frames" / str(k), Path(folder)) for k in range(16)}
             process_clips(extract_frames, jobs, start=quieten_decoders)
 
-    print_rows("preprocessing", "ms a clip", take_turns({"read every frame": plain, "ours": ours}, rounds), 1000 / 16)
+    print_rows("preprocessing", "ms per clip", take_turns({"read every frame": plain, "ours": ours}, rounds), 1000 / 16)
 
 
 def main():
-    parser = OneLineParser(description="Measure reader, step, epoch, preprocessing.")
+    parser = OneLineParser(description="Measure the time and memory of each part of training.")
     parser.add_argument("parts", nargs="*", choices=(*PARTS, "all"), default="all", help="what to measure")
-    parser.add_argument("--rounds", type=at_least(1), default=3, metavar="N", help="turns of each way (default: 3)")
+    parser.add_argument("--rounds", type=at_least(1), default=3, metavar="N", help="rounds of timing (default: 3)")
+    parser.add_argument("--batch_size", type=at_least(1), default=48, metavar="N", help="clips per step (default: 48)")
     parser.add_argument(
-        "--batch_size", type=at_least(1), default=48, metavar="N", help="clips of the step (default: 48)"
+        "--way", choices=("plain", "ours"), help="run only this implementation of the step, in this process"
     )
-    parser.add_argument("--way", choices=("plain", "ours"), help="run one way of the step in this process")
     args = parser.parse_args()
     if args.way:
         one_step(args.way, args.batch_size, args.rounds)
         return
-    print(f"{'':14} {'way':34} {'median':>10} {'':18} {'ratio':>6}")
+    print(f"{'':14} {'implementation':34} {'median':>10} {'':18} {'ratio':>6}")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_clips(root)

@@ -3,9 +3,9 @@
 # Hardware:  meant for one GPU; runs on CPU cores too.
 # Time:      not measured on these clips. One H200 and 16 cores train on 1,090 clips of this size per second: about 6 s
 #            an epoch. Two CPU cores: about 24 minutes an epoch, two days in all, estimated from 0.22 s per clip.
-# Accuracy:  the paper has 77.48 (audio 63.12, visual 69.11; alpha 4). Ours: not measured.
+# Accuracy:  the paper reports 77.48 (audio 63.12, visual 69.11; alpha 4). Ours: not measured.
 # Data:      train_test_data/CREMA-D, see data/CREMAD/README.md.
-# Edit a setting below, or set it for one run. Flags of main_dgl.py after the script's name override settings. Every
+# Edit a setting below, or set it as an environment variable for one run. Flags of main_dgl.py override settings. Every
 # combination of settings has its own folder, such as ckpt/cremad/dgl-alpha4-seed0. The same command again
 # resumes an interrupted run, and validates a finished one:
 #   alpha=5 bash cramed_dgl.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a validated model on clips made here: six drawn faces and synthetic voices in CREMA-D's raw form.
-# Needs Python 3.10 or newer. 3 to 4 minutes on 2 CPU cores once the packages are there.
+# Create synthetic clips (drawn faces and voices) in the raw format of CREMA-D, extract them, train, and validate.
+# Needs Python 3.10 or newer. Takes 3 to 4 minutes on 2 CPU cores after the packages are installed.
 # Writes train_test_data/demo, train_test_data/.cache and ckpt/demo. If interrupted, run it again to resume.
 set -euo pipefail
 CDPATH= cd "$(dirname "$0")"
@@ -18,9 +18,9 @@ run "$PYTHON" valid.py --ckpt_path ckpt/demo/best.pth
 
 cat <<'EOF'
 
-Done: 240 clips made, frames extracted, split, a DGL model trained and its best epoch validated. Chance is 0.17.
+Done: 240 clips created, frames extracted, lists split, a DGL model trained and its best epoch validated. Chance: 0.17.
 Audio is easier to classify than the frames, and DGL still trains both encoders: compare the columns.
-The model is ckpt/demo/best.pth; curves.png and confusion.png next to it show how training went. What to try next:
+The model is ckpt/demo/best.pth; see curves.png and confusion.png in the same folder. What to try next:
   - another fusion: the training command of this script with --fusion_method gated --ckpt_path ckpt/demo-gated
   - another weight of the unimodal losses: the same with --alpha 1 --ckpt_path ckpt/demo-alpha1
   - losses and accuracies side by side: tensorboard --logdir ckpt

@@ -2,9 +2,9 @@
 # DGL on Kinetics-400: train, then validate the best epoch.
 # Hardware:  meant for one GPU; runs on CPU cores too, slowly.
 # Time:      not measured.
-# Accuracy:  none noted by the authors, none measured; alpha is that of Kinetics-Sounds.
+# Accuracy:  not reported by the authors, not measured; alpha is that of Kinetics-Sounds.
 # Data:      train_test_data/kinect400, see data/kinect400/README.md.
-# Edit a setting below, or set it for one run. Flags of main_dgl.py after the script's name override settings. Every
+# Edit a setting below, or set it as an environment variable for one run. Flags of main_dgl.py override settings. Every
 # combination of settings has its own folder, such as ckpt/kinect400/dgl-alpha3-seed0. The same command again
 # resumes an interrupted run, and validates a finished one:
 #   alpha=5 bash kinect400_dgl.sh

@@ -2,10 +2,10 @@
 # DGL on Kinetics-Sounds: train, then validate the best epoch.
 # Hardware:  meant for one GPU; runs on CPU cores too, slowly.
 # Time:      not measured.
-# Accuracy:  the paper has 74.78 (audio 52.89, visual 60.11); their code notes 75.10 and 76.28.
+# Accuracy:  the paper reports 74.78 (audio 52.89, visual 60.11), the authors' code 75.10 and 76.28.
 #            Ours: not measured.
 # Data:      train_test_data/kinect_sound, see data/KineticSound/README.md.
-# Edit a setting below, or set it for one run. Flags of main_dgl.py after the script's name override settings. Every
+# Edit a setting below, or set it as an environment variable for one run. Flags of main_dgl.py override settings. Every
 # combination of settings has its own folder, such as ckpt/kineticsound/dgl-alpha3-seed0. The same command again
 # resumes an interrupted run, and validates a finished one:
 #   alpha=5 bash ks_dgl.sh

@@ -4,7 +4,7 @@
     python main_dgl.py --dataset CREMAD --alpha 4 --learning_rate 0.002             # evaluate its best.pth
 
 The method is `dgl_step` below and the base class in models/fusion_modules.py: `grep -rn "DGL (" --include=*.py .`
-The other methods, by --method, are the files of methods/.
+The other values of --method are in methods/, one file each.
 """
 
 import os
@@ -13,13 +13,13 @@ from collections import deque
 
 from analysis.gradient_report import show_gradients
 from dataset.loader import Data
-from engine.batchnorm import batches_kept, check_batch_size, refresh_batchnorm
+from engine.batchnorm import batches_to_refresh, check_batch_size, refresh_batchnorm
 from engine.build import build, build_optimizer
 from engine.checkpoint import best_of, load_best, resume, save_epoch
 from engine.device import choose_device, return_freed_memory, set_precision
 from engine.distributed import processes
 from engine.evaluation import class_names, evaluate, evaluate_epoch
-from engine.folder import check_data, folder_of, is_finished, opened
+from engine.folder import check_data, folder_of, is_finished, run_folder
 from engine.gradients import average_gradients, clip_gradients
 from engine.log import RunLog
 from engine.meter import Meter, batches
@@ -33,69 +33,71 @@ from utils.processes import first_process
 
 
 def dgl_step(model, inputs, label, alpha):
-    """Run forward and backward of one DGL step (paper eq. 9 to 15, Algorithm 1), for any number of modalities.
+    """Run the forward and backward passes of one DGL step (paper eq. 9 to 15, Algorithm 1).
 
-    Leaves in `.grad`: encoders alpha * dL_u, fusion module dL_m. The caller zeroes, clips and steps. The problems share
-    no graph, so each encoder's activations are freed before the next encoder runs.
+    Afterwards `.grad` is alpha * dL_u in the encoders and dL_m in the fusion module, for any number of modalities. The
+    caller zeroes and clips the gradients and steps the optimiser. L_u and L_m share no graph, so each encoder's
+    activations are freed before the next encoder runs.
 
     Args:
-        model: AVClassifier, or any model with `modalities`, `encode`, `encoder_parameters` and a `fusion_module` with
-            `forward`, which detaches, and `alone`.
+        model: AVClassifier, or any model with `modalities`, `encode`, `encoder_parameters` and a `fusion_module`. The
+            fusion module has `alone`, and a `forward` that detaches the features.
         inputs: {modality: tensor} as `model.encode` takes them.
         label: (B,), class numbers.
         alpha: weight of the unimodal losses.
 
     Returns:
-        {branch: Output(loss, logits)}, "fused" and every modality.
+        {branch: Output(loss, logits)} for "fused" and every modality.
     """
     fusion, features, alone = model.fusion_module, {}, {}
     for name in model.modalities:
         features[name] = model.encode(name, inputs[name])  # (B, D)
-        # DGL (1): unimodal regularisation, the fusion module's own weights score each modality alone
+        # DGL (1): unimodal regularisation: the fusion module's own weights score each modality alone
         alone[name] = score(fusion.alone(name, features[name]), label)
-        # DGL (3): the unimodal gradient ends in its encoder, the fusion module gets none of it
+        # DGL (3): unimodal gradient truncation: the gradient reaches the encoder, not the fusion module
         (alpha * alone[name].loss).backward(inputs=model.encoder_parameters(name))
-    fused = score(fusion(features), label)  # the fusion module detaches the features: key point 2
-    fused.loss.backward()  # the encoders' graphs are freed: if the features were not detached, this would raise
+    fused = score(fusion(features), label)  # the fusion module detaches the features: part (2) of DGL
+    fused.loss.backward()  # raises if the features are not detached, because the encoders' graphs are freed
     return {"fused": fused, **alone}
 
 
 class DGL(Method):
-    """Disentangled Gradient Learning, by `dgl_step`; its flag is --alpha (paper section 3.2)."""
+    """Disentangled Gradient Learning (paper section 3.2), trained by `dgl_step`. Its flag is --alpha."""
 
     def step(self, model, inputs, label):
         return dgl_step(model, inputs, label, self.settings.alpha)
 
 
-METHODS["dgl"].rule = DGL
+METHODS["dgl"].method_class = DGL
 
 
 def train_epoch(model, method, loader, optimizer, device):
-    """Train one epoch and leave fresh BatchNorm statistics; return the Meter with what was measured.
+    """Train one epoch, refresh the BatchNorm statistics, and return the Meter of the epoch.
 
     Raises:
         InputError: a loss or a gradient is not finite.
     """
     model.train()
     meter = Meter(model, loader, method.settings.log_suppression)
-    recent = deque(maxlen=batches_kept(loader.sampler.size))
+    last_inputs = deque(maxlen=batches_to_refresh(loader.sampler.size))
     for inputs, label in batches(loader, device, meter):
-        for outputs in method.steps(model, inputs, label):  # forward and backward; once, for MLA once per modality
-            average_gradients(model)  # over processes; nothing with one
+        for outputs in method.steps(model, inputs, label):  # one optimiser step per batch; MLA takes one per modality
+            average_gradients(model)  # over processes; no effect with one
             method.adjust_gradients(model, outputs, label)
             meter.add_gradients(clip_gradients(model))
             optimizer.step()
             optimizer.zero_grad()
-        meter.add_batch(outputs, label)  # on the device; read now and then
-        recent.append(inputs)
-    refresh_batchnorm(model, recent)
+        meter.add_batch(outputs, label)  # its values stay on the device until the meter reads them
+        last_inputs.append(inputs)
+    refresh_batchnorm(model, last_inputs)
     return meter
 
 
 def train(settings, device):
-    """Train until settings.epochs epochs are done; write checkpoints, log and result into settings.ckpt_path.
+    """Train until settings.epochs epochs are done, and write checkpoints, log and result into settings.ckpt_path.
 
-    The best epoch is chosen on the test set, as in the literature, or with --val_ratio on held-out training clips.
+    The best epoch is chosen on the test set, as in the literature. With --val_ratio it is chosen on held-out training
+    clips.
     """
     set_precision(settings.deterministic)
     model, method = build(settings, device)
@@ -120,12 +122,12 @@ def train(settings, device):
 
 
 def load_data(settings, method, device):
-    """Return the Data of a run: its loaders, for what the method reads too.
+    """Return the Data of a run, including the splits that only the method reads.
 
     Raises:
         InputError: lists or folders are missing, clips are damaged, or the run in the folder had other clips.
     """
-    with first_process():  # of several processes one reports
+    with first_process():  # only one process reports an error
         data = Data(settings, (*method.splits, "plain") if settings.log_suppression else method.splits)
         check_data(settings, data.description)
     data.load(device)
@@ -135,10 +137,11 @@ def load_data(settings, method, device):
 
 
 def test(settings, model, data, rows, device):
-    """Test a finished run's last epoch and its best one, whose weights the model has afterwards.
+    """Test the last and the best epoch of a finished run, and leave the best epoch's weights in the model.
 
     Returns:
-        what result.json holds; the best epoch's predictions as `evaluate` returns them; the names of the classes.
+        (result, predictions, names): the content of result.json; the best epoch's predictions, as `evaluate` returns
+        them; the class names.
     """
     best, last = best_of(rows), rows[-1]
     if data.chosen_on != "test" and last is not best:
@@ -154,10 +157,10 @@ def test(settings, model, data, rows, device):
 
 
 def parse_args(argv=None):
-    """Return the settings of a command line, by default of this process: a Namespace, complete.
+    """Return the complete settings of a command line, by default this process's, as a Namespace.
 
     Raises:
-        InputError: a flag is wrong, or contradicts another.
+        InputError: a flag is wrong or contradicts another flag.
     """
     return parse_training(argv)[0]
 
@@ -169,7 +172,7 @@ def main():
     elif settings.train:
         return_freed_memory()
         device = choose_device(settings.device, settings.gpu_ids)
-        with processes(device), opened(settings):
+        with processes(device), run_folder(settings):
             if is_finished(settings):
                 check_data(settings, Data(settings).description)
                 print(f"{settings.ckpt_path}: finished; --overwrite starts again")
@@ -181,7 +184,7 @@ def main():
             raise InputError(
                 f"{path}: no such file{looked_in(path)}; --train trains it, valid.py evaluates any checkpoint"
             )
-        from valid import validate  # and scikit-learn, 85 MB that training does without
+        from valid import validate  # here, because it loads scikit-learn: 85 MB that training does not need
 
         validate([path], typed)
 

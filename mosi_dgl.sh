@@ -2,9 +2,9 @@
 # DGL on CMU-MOSI, three modalities as feature vectors: train, then validate the best epoch.
 # Hardware:  one CPU core.
 # Time:      10 s.
-# Accuracy:  the paper has 79.78 with other features, which it does not name.
+# Accuracy:  the paper reports 79.78 with other features, which it does not name.
 # Data:      train_test_data/MOSI, see data/MOSI/README.md.
-# Edit a setting below, or set it for one run. Flags of main_dgl.py after the script's name override settings:
+# Edit a setting below, or set it as an environment variable for one run. Flags of main_dgl.py override settings:
 #   alpha=2 bash mosi_dgl.sh --fusion_method mixer
 alpha=${alpha:-4}                           # weight of the unimodal losses
 learning_rate=${learning_rate:-0.002}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up .venv, unless the current Python has the packages, and run the style checks and the tests:
+# Run the style checks and the tests. If the current Python does not have the packages, set up .venv first:
 #   bash test.sh [pytest arguments]
 set -euo pipefail
 CDPATH= cd "$(dirname "$0")"
@@ -7,7 +7,7 @@ source utils/environment.sh
 ensure_packages requirements-dev.txt
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-# who may import whom: pyproject.toml
+# the allowed imports between folders, from pyproject.toml
 "$PYTHON" -c "from importlinter.cli import lint_imports_command as run; run()" --no-logo --no-cache
-# a process per core, with a test file at a time and one thread
+# one process per core; each runs one test file at a time, with one thread
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist loadscope "$@"

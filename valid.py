@@ -1,12 +1,12 @@
 """Evaluate checkpoints: accuracy, macro F1 and mean average precision of the fused, audio and visual branches.
 
     python valid.py                                            # the newest best.pth below ckpt/
-    python valid.py --ckpt_path ckpt/cremad/best.pth           # this one, with the accuracy on every class
+    python valid.py --ckpt_path ckpt/cremad/best.pth           # one checkpoint, with the accuracy on every class
     python valid.py ckpt/cremad ckpt/joint/last.pth            # side by side; a run's folder stands for its best.pth
-    python valid.py ckpt/cremad --video clip.flv               # what is in this clip?
-    python valid.py ckpt/cremad --linear_probe                 # how good each encoder's features are
+    python valid.py ckpt/cremad --video clip.flv               # classify a video
+    python valid.py ckpt/cremad --linear_probe                 # measure the features of each encoder
 
-Model and data are rebuilt from the settings in the checkpoint; any other flag overrides them. A checkpoint of the
+Model and data are rebuilt from the settings in the checkpoint. Flags override these settings. A checkpoint of the
 authors' own code records no dataset, so name it: --dataset CREMAD.
 """
 
@@ -24,28 +24,28 @@ from engine.checkpoint import load_model
 from engine.device import choose_device, set_precision
 from engine.evaluation import are_finite, class_names, predict
 from engine.figures import confusion_figures, save_figure
-from engine.settings import find_checkpoints, in_words, validation_parser
+from engine.settings import find_checkpoints, run_label, validation_parser
 from utils.config import parse
 from utils.errors import InputError, run
 from utils.files import write_json
 
-TOP_CLASSES, BAR = 5, 40  # classes shown of a video, and characters of a bar for probability 1
+TOP_CLASSES, BAR = 5, 40  # number of classes printed for a video; length of the bar for probability 1, in characters
 
 
 def parse_flags():
     """Return the flags that were typed, {name: value}.
 
     Raises:
-        InputError: a flag is wrong, or does not fit another.
+        InputError: a flag is wrong or contradicts another flag.
     """
     _, typed = parse(validation_parser())
     typed["ckpt_path"] = find_checkpoints([*typed.pop("paths", ()), *typed.get("ckpt_path", ())])
     for name in ("video", "confusion", "predictions"):
         if name in typed and len(typed["ckpt_path"]) > 1:
-            raise InputError(f"--{name}: for one checkpoint; give --ckpt_path a single file")
+            raise InputError(f"--{name}: takes one checkpoint; give --ckpt_path a single file")
     for name in ("linear_probe", "json", "confusion", "predictions"):
         if name in typed and "video" in typed:
-            raise InputError(f"--{name}: for a test set; leave it out, or --video")
+            raise InputError(f"--{name}: needs a test set, --video has none; leave out one of the two flags")
     return typed
 
 
@@ -54,14 +54,14 @@ def validate(paths, typed):
 
     Args:
         paths: checkpoints of main_dgl.py or of the authors' code.
-        typed: the flags that were typed, {name: value}; those of data and device override the checkpoints' settings.
+        typed: the flags that were typed, {name: value}. Flags of data and device override the checkpoints' settings.
 
     Raises:
-        InputError: a checkpoint or its data are missing or do not fit.
+        InputError: a checkpoint or its data are missing, or do not fit each other.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("torchrun: a checkpoint is evaluated by one process; start it with python")
-    loaded = [load_model(path, typed) for path in paths]  # all of them, before the first is evaluated
+        raise InputError("torchrun: one process evaluates a checkpoint; start valid.py with python instead")
+    loaded = [load_model(path, typed) for path in paths]  # a wrong path fails before any evaluation
     device = device_of(typed)
     results = []
     for path, (model, settings) in zip(paths, loaded, strict=True):
@@ -70,7 +70,8 @@ def validate(paths, typed):
         dataset = loader.dataset
         if settings.classes and settings.classes != list(dataset.classes):
             raise InputError(
-                f"{path}: trained on other classes than {settings.dataset} has here; restore its class list"
+                f"{path}: trained on other classes than {settings.dataset} has here; restore the class list "
+                "of the training run"
             )
         print(f"{describe(path, settings)}\ntest: {dataset}", flush=True)
         predictions = checked_predictions(path, model, loader, device)
@@ -79,7 +80,7 @@ def validate(paths, typed):
             probe = linear_probe(model, build_loader(settings, "train", device, training=False), loader, device)
         about = {
             "checkpoint": path,
-            "run": in_words(vars(settings)),
+            "run": run_label(vars(settings)),
             "epoch": settings.epoch,
             "dataset": settings.dataset,
         }
@@ -96,11 +97,13 @@ def validate(paths, typed):
 
 
 def classify(video, path, typed):
-    """Print the top classes of a video by each branch of the checkpoint at `path`; without audio, by its frames alone.
+    """Print the top classes of a video for each branch of the checkpoint at `path`.
+
+    A video without audio is classified by its frames alone.
 
     Args:
         video: path of a file that FFmpeg reads.
-        path, typed: as `validate`.
+        path, typed: as in `validate`.
 
     Raises:
         InputError: the checkpoint or the video cannot be used, or the video has no audio for an audio-only model.
@@ -113,7 +116,7 @@ def classify(video, path, typed):
     if not has_audio:
         branches = [branch for branch in branches if branch == "visual"]
     if not branches:
-        raise InputError(f"{video}: has no audio, and {path} is an audio-only model; give another video or checkpoint")
+        raise InputError(f"{video}: has no audio, and {path} is an audio-only model; use another video or checkpoint")
     predictions = checked_predictions(path, model, DataLoader([item]), device)
     names = class_names(settings.classes or DATASETS[settings.dataset].classes, model.n_classes)
     width = max(map(len, names))
@@ -126,7 +129,11 @@ def classify(video, path, typed):
 
 
 def device_of(typed):
-    """Return the device that the flags name, or the machine's best; InputError if they name several."""
+    """Return the device that the flags name, or the best one of the machine.
+
+    Raises:
+        InputError: the flags name several GPUs.
+    """
     gpu_ids = typed.get("gpu_ids", ())
     if len(gpu_ids) > 1:
         raise InputError(f"--gpu_ids {','.join(map(str, gpu_ids))}: a checkpoint is evaluated on one GPU; name one")
@@ -134,20 +141,20 @@ def device_of(typed):
 
 
 def checked_predictions(path, model, loader, device):
-    """Return the predictions of the model of the checkpoint at `path`, moved to the device.
+    """Move a model to the device and return its predictions; `path` is its checkpoint, for the error message.
 
     Raises:
-        InputError: a probability is not a number.
+        InputError: a probability is not finite.
     """
     model.to(device, memory_format=torch.channels_last)
     predictions = predict(model, loader, device)
     if not are_finite(predictions):
-        raise InputError(f"{path}: its model's probabilities are not finite; give a checkpoint of another run")
+        raise InputError(f"{path}: the model's probabilities are not finite; use the checkpoint of another run")
     return predictions
 
 
 def describe(path, settings):
-    """Return a checkpoint and the kind of its model, on one line."""
+    """Return one line that names a checkpoint and its model."""
     epoch = "" if settings.epoch is None else f", epoch {settings.epoch}"
     return f"{path}{epoch}: {settings.dataset}, {settings.fusion_method} fusion, modality {settings.modality}"
 

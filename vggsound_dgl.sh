@@ -2,9 +2,9 @@
 # DGL on VGGSound: train, then validate the best epoch.
 # Hardware:  meant for one GPU; runs on CPU cores too, slowly.
 # Time:      not measured.
-# Accuracy:  the paper has 52.53 (audio 47.13, visual 33.45). Ours: not measured.
+# Accuracy:  the paper reports 52.53 (audio 47.13, visual 33.45). Ours: not measured.
 # Data:      train_test_data/vggsound and data/VGGSound/vggsound.csv, see data/VGGSound/README.md.
-# Edit a setting below, or set it for one run. Flags of main_dgl.py after the script's name override settings. Every
+# Edit a setting below, or set it as an environment variable for one run. Flags of main_dgl.py override settings. Every
 # combination of settings has its own folder, such as ckpt/vggsound/dgl-alpha2-seed0. The same command again
 # resumes an interrupted run, and validates a finished one:
 #   alpha=5 bash vggsound_dgl.sh

@@ -1,3 +1,3 @@
-"""What is done with finished runs: metrics, tables, figures, comparisons."""
+"""Compare and examine finished runs: metrics, tables, figures."""
 
-import utils  # noqa: F401  sets what matplotlib reads when it is imported
+import utils  # noqa: F401  sets environment variables that matplotlib reads on import

@@ -1,12 +1,12 @@
-"""The table and the pictures of a comparison: every method's mean over its seeds, and how sure its difference is.
+"""Write the table and the figures of a comparison: means over seeds, and differences from a reference method.
 
     python -m analysis.comparison ckpt/compare/demo [--reference joint_uni]
 
-Reads the finished runs below the folder, those of compare.sh or any others; writes comparison.md, comparison.csv,
-curves.png, with a reference comparison.png, and, where a method ran with more than one alpha, alpha.png.
+Reads all finished runs below the folder, from compare.sh or not. Writes comparison.md, comparison.csv and curves.png.
+With a reference it also writes comparison.png, and if a method ran with several alphas, alpha.png.
 
-Differences from the reference are those of the best epochs on test clips, by predictions.csv in the runs' folders, of
-the seeds that both methods have: analysis/significance.py.
+Differences compare the best epochs on the test clips, from predictions.csv in the runs' folders, for the seeds that
+both methods have; see analysis/significance.py.
 """
 
 import csv
@@ -27,8 +27,9 @@ from utils.config import DEFAULTS, changes_results, format_value
 from utils.errors import InputError, OneLineParser, run
 from utils.files import write_csv, write_text
 
-# What runs differ in without a word: what the table's rows are told by, what decides nothing, and what is measured.
-VARIED = {
+# Settings that `distinctions` ignores: the columns of the table, the weights that G-Blending computes, and settings
+# that do not change results.
+UNLISTED = {
     "method",
     "modality",
     "alpha",
@@ -37,46 +38,48 @@ VARIED = {
     *(name for name in DEFAULTS if not changes_results(name) and name != "epochs"),
 }
 
-REFERENCE = "joint_uni"  # ordinary training that has unimodal losses too: what is left is what the rule does
-FIELDS = ("difference", *Difference._fields[1:])  # of a Difference, as columns of comparison.csv call them
-BANDS = 5  # up to so many methods curves have bands, more could not be told apart
-CLEAR = "*"  # marks a difference whose interval leaves out 0
+REFERENCE = "joint_uni"  # joint training with unimodal losses: the difference from it is the effect of a method's rule
+FIELDS = ("difference", *Difference._fields[1:])  # of a Difference, as named in the columns of comparison.csv
+MAX_BANDS = 5  # with more methods, curves have no bands, because these would overlap
+CLEAR = "*"  # marks a difference whose interval excludes 0
 
 
 def collect(folder):
-    """The finished runs below a folder, however deep.
+    """Read all finished runs below a folder.
 
     Returns:
-        {(method, alpha): [{"folder": path, "log": epochs, "best": figures, "last": figures, "settings": settings,
-        "hits": hits, "record": run.json} per seed]}, in the order of METHODS. Keys are as `describe` tells a run's
-        settings, the method with what else sets it apart from most runs, as `apart` tells it; hits as `read_hits`
-        gives them.
+        {(method, alpha): [entry per seed]}, in the order of METHODS. The key is the run's `describe`, with the text of
+        `distinctions` added to the method. An entry is {"folder": path, "log": rows, "best": metrics, "last": metrics,
+        "settings": settings, "hits": `read_hits`, "record": run.json}.
 
     Raises:
-        InputError: there is none, one's files cannot be read, or two have the same settings and seed.
+        InputError: there are no finished runs, the files of a run cannot be read, or two runs have the same settings
+            and seed.
     """
     found = [read_run(path.parent) for path in sorted(Path(folder).rglob("result.json"))]
     if not found:
-        raise InputError(f"{folder}: no finished run in it; run compare.sh")
-    runs, others = defaultdict(list), apart([entry["settings"] for entry in found])
-    for entry, words in zip(found, others, strict=True):
+        raise InputError(f"{folder}: contains no finished run; run compare.sh first")
+    runs, texts = defaultdict(list), distinctions([entry["settings"] for entry in found])
+    for entry, text in zip(found, texts, strict=True):
         method, alpha = describe(entry["settings"])
-        entry["place"] = list(METHODS).index(entry["settings"]["method"]), words, alpha or 0
-        beside = runs[f"{method}{words}", alpha]
-        for other in beside:
+        entry["place"] = list(METHODS).index(entry["settings"]["method"]), text, alpha or 0
+        entries = runs[f"{method}{text}", alpha]
+        for other in entries:
             if other["settings"]["random_seed"] == entry["settings"]["random_seed"]:
                 raise InputError(
-                    f"{entry['folder']}: of the same settings and seed as {other['folder']}; move one of them away"
+                    f"{entry['folder']}: has the same settings and seed as {other['folder']}; move one of the two away"
                 )
-        beside.append(entry)
+        entries.append(entry)
     return dict(sorted(runs.items(), key=lambda item: item[1][0]["place"]))
 
 
 def read_run(folder):
-    """A finished run's files, as `collect` has them. Without best.json, which compare.sh has made, there are no probes.
+    """Read the files of a finished run and return its entry for `collect`.
+
+    Linear probes are in best.json and last.json, which compare.sh writes; without these files there are none.
 
     Raises:
-        InputError: one cannot be read.
+        InputError: a file cannot be read.
     """
     try:
         entry = json.loads((folder / "result.json").read_text()) | {"folder": folder}
@@ -97,44 +100,50 @@ def read_run(folder):
         raise InputError(f"{folder}: not a finished run ({error}); train it again, or run compare.sh again") from None
 
 
-def apart(settings):
-    """What sets runs apart from most others, beside method, alpha and seed -> for each ", <setting> <value>.." or "".
+def distinctions(settings):
+    """Return a text for each run with its settings that differ from those of most runs: ", <setting> <value>, ..".
+
+    Method, alpha and seed are not included. The text is "" if no setting differs.
 
     Args:
-        settings: of every run.
+        settings: list of the settings of all runs.
     """
-    most = usual(settings)
+    majority = majority_values(settings)
     return [
         "".join(
             f", {name} {format_value(each[name])}"
-            for name in most
-            if name in each and format_value(each[name]) != most[name]
+            for name in majority
+            if name in each and format_value(each[name]) != majority[name]
         )
         for each in settings
     ]
 
 
-def usual(settings):
-    """Of what runs differ in, beside method, alpha and seed, the value that most of them have -> {name: as shown}.
+def majority_values(settings):
+    """Return the most frequent value of each setting in which runs differ: {name: value as text}.
 
-    Of values that as many have, a flag's default is the usual one.
+    Method, alpha and seed are not included. Of equally frequent values, the default of the flag comes first.
+
+    Args:
+        settings: list of the settings of all runs.
     """
-    most = {}
-    for name in sorted(set().union(*settings) - VARIED):
-        counted = Counter(format_value(each[name]) for each in settings if name in each)
-        if len(counted) > 1:
+    majority = {}
+    for name in sorted(set().union(*settings) - UNLISTED):
+        counts = Counter(format_value(each[name]) for each in settings if name in each)
+        if len(counts) > 1:
             default = format_value(DEFAULTS.get(name))
-            most[name] = max(counted, key=lambda value: (counted[value], value == default))
-    return most
+            majority[name] = max(counts, key=lambda value: (counts[value], value == default))
+    return majority
 
 
 def read_hits(path):
-    """Which clips a run's best epoch got right, by what valid.py --predictions wrote -> {branch: {clip: bool}}.
+    """Read which test clips the best epoch of a run classified correctly, from the file of valid.py --predictions.
 
-    None where there is no such file, as in runs of older versions.
+    Returns:
+        {branch: {clip: bool}}, or None without the file, as in runs of older versions.
 
     Raises:
-        OSError, KeyError: it cannot be read, or lacks a column.
+        OSError, KeyError: the file cannot be read, or a column is missing.
     """
     if not path.exists():
         return None
@@ -145,76 +154,87 @@ def read_hits(path):
 
 
 def find_reference(runs, name):
-    """The key in `runs` of the method `name`, METHODS' name; of None that of REFERENCE, or None where it did not run,
-    or with several settings of which none is the usual.
+    """Return the key of the reference method in `runs`.
+
+    Args:
+        runs: as `collect` returns them.
+        name: name of the method in METHODS, or None for REFERENCE.
+
+    Returns:
+        The key. If `name` is None, the key is None if REFERENCE did not run, or ran with several settings of which none
+        is that of most runs.
 
     Raises:
-        InputError: a method that was named is none, did not run, or ran with several settings.
+        InputError: the named method does not exist, did not run, or ran with several settings.
     """
     if name is not None and name not in METHODS:
         raise InputError(f"--reference {name}: none of {' '.join(METHODS)}; name one of them")
     wanted = name or REFERENCE
     keys = [key for key, entries in runs.items() if entries[0]["settings"]["method"] == wanted]
-    keys = [key for key in keys if key[0] == METHODS[wanted].label] or keys  # with the usual settings, where it is
+    keys = [key for key in keys if key[0] == METHODS[wanted].label] or keys  # prefer the settings of most runs
     if name is not None and not keys:
         raise InputError(
-            f"--reference {name}: no finished run of it; name a method that ran, or run compare.sh with it"
+            f"--reference {name}: no finished run of this method; name another one, or run compare.sh with it"
         )
     if name is not None and len(keys) > 1:
-        raise InputError(f"--reference {name}: it ran with several settings; name a method with one")
+        raise InputError(f"--reference {name}: ran with several settings; name a method that ran with one")
     return keys[0] if len(keys) == 1 else None
 
 
 def compare(runs, reference):
-    """The differences of every method from that under the key `reference` -> {key: {branch: Difference}}.
+    """Return the differences of every method from the one with the key `reference`: {key: {branch: Difference}}.
 
-    A method lacks the branches of which it or the reference has no predictions, or none of the same clips, and all
-    where no seed is in common.
+    A branch is missing if a method or the reference has no predictions of it, or if their clips differ. All branches
+    are missing if the two have no seed in common.
     """
     by_seed = {
         key: {entry["settings"]["random_seed"]: entry["hits"] for entry in entries if entry["hits"]}
         for key, entries in runs.items()
     }
-    found = {}
-    for key, of_seeds in by_seed.items():
-        shared = sorted(of_seeds.keys() & by_seed[reference].keys())
-        found[key] = {}
+    differences = {}
+    for key, hits in by_seed.items():
+        seeds = sorted(hits.keys() & by_seed[reference].keys())
+        differences[key] = {}
         for branch in branches_of(runs) if key != reference else ():
-            pairs = [(of_seeds[seed].get(branch), by_seed[reference][seed].get(branch)) for seed in shared]
+            pairs = [(hits[seed].get(branch), by_seed[reference][seed].get(branch)) for seed in seeds]
             if pairs and all(own and other and own.keys() == other.keys() for own, other in pairs):
-                found[key][branch] = difference(*map(rows_of, zip(*pairs, strict=True)))
-    return found
+                differences[key][branch] = difference(*map(rows_of, zip(*pairs, strict=True)))
+    return differences
 
 
 def branches_of(runs):
-    """Return the branches that any of the runs has, the fused one first."""
+    """Return the branches of all runs, without duplicates, "fused" first."""
     names = (name for entries in runs.values() for entry in entries for name in entry["best"])
     return list(dict.fromkeys(name for name in names if name != "held-out" and not name.startswith("probe ")))
 
 
 def columns_of(runs):
-    """Return the columns of accuracies: branches, linear probes of the modalities, the fused one on held-out clips."""
+    """Return the accuracy columns of the table: branches, linear probes, and fused accuracy on held-out clips."""
     branches = branches_of(runs)
     return [*branches, *(f"probe {branch}" for branch in branches if branch != "fused"), "held-out"]
 
 
 def rows_of(runs_hits):
-    """Runs' {clip: bool} as an array, (R, N), in the order of the clips' names."""
+    """Return the {clip: bool} of R runs as an array (R, N), with the clips sorted by name."""
     return np.array([[hits[clip] for clip in sorted(hits)] for hits in runs_hits])
 
 
 def mean_and_deviation(values):
-    """Mean and sample standard deviation (None of one value) of accuracies; (None, None) where a run has none."""
+    """Return mean and sample standard deviation of accuracies; (None, None) if a run has none.
+
+    The deviation of a single value is None.
+    """
     if None in values:
         return None, None
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def tabulate(runs, differences):
-    """Rows of a table, best epochs and last ones: [{"method": .., "alpha": .., "seeds": .., "epoch": .., ...}].
+    """Return the rows of the table, two per method: [{"method": .., "alpha": .., "seeds": .., "epoch": .., ...}].
 
-    Each of `columns_of` has its mean and standard deviation, 0 to 1, under `<column>` and `<column> std`. Best epochs
-    have the fields of their Difference, as `compare` gives them, under `<branch> difference`, `<branch> low` and so on.
+    "epoch" is "best" or "last". `<column>` and `<column> std` are the mean and the standard deviation of each of
+    `columns_of`, 0 to 1. In rows of best epochs, `<branch> difference`, `<branch> low` and so on are the fields of the
+    Difference that `compare` returns.
     """
     rows = []
     for (method, alpha), entries in runs.items():
@@ -231,11 +251,13 @@ def tabulate(runs, differences):
 
 
 def markdown(rows, reference):
-    """The table as Markdown in per cent, 'mean ± standard deviation'; with a reference its fused differences in points.
+    """Return the table as Markdown: accuracies in per cent, as 'mean ± standard deviation'.
+
+    With a reference, the table also has the fused differences in points.
 
     Args:
-        rows: as `tabulate` gives them.
-        reference: the reference as tables call it, or None.
+        rows: as `tabulate` returns them.
+        reference: label of the reference, or None.
     """
 
     def cell(row, column):
@@ -247,9 +269,9 @@ def markdown(rows, reference):
     def difference_cells(row):
         if row["fused difference"] is None:
             return ["-", "-", "-"]
-        found = Difference(*(row[f"fused {name}"] for name in FIELDS))
-        low, mean, high = (f"{100 * value:+.1f}" for value in (found.low, found.mean, found.high))
-        return [f"{mean}{CLEAR * found.clear}", f"{low} to {high}", f"{found.p:.3f}"]
+        fused = Difference(*(row[f"fused {name}"] for name in FIELDS))
+        low, mean, high = (f"{100 * value:+.1f}" for value in (fused.low, fused.mean, fused.high))
+        return [f"{mean}{CLEAR * fused.clear}", f"{low} to {high}", f"{fused.p:.3f}"]
 
     columns = [name.removesuffix(" std") for name in rows[0] if name.endswith(" std")]
     heads = ["method", "alpha", "seeds", "epoch", *columns]
@@ -263,14 +285,14 @@ def markdown(rows, reference):
 
 
 def notes(runs, differences, reference):
-    """What the rows have in common, what the differences are, and which runs are not in them, as lines of Markdown."""
-    lines, most = [], usual([entry["settings"] for entries in runs.values() for entry in entries])
-    if most:
-        lines.append(f"Rows that say nothing else: {', '.join(f'{name} {value}' for name, value in most.items())}.")
+    """Return the notes below the table, as Markdown: common settings, meaning of differences, methods without one."""
+    lines, majority = [], majority_values([entry["settings"] for entries in runs.values() for entry in entries])
+    if majority:
+        lines.append(f"Rows that say nothing else: {', '.join(f'{name} {value}' for name, value in majority.items())}.")
     if reference:
         lines.append(
-            f"Differences from {label(*reference)} are in points, of the seeds that both have, with 95 % intervals "
-            f"over seeds and clips; {CLEAR} marks those whose interval leaves out 0."
+            f"Differences from {label(*reference)} are in points, over the seeds that both methods have, with 95 % "
+            f"intervals over seeds and clips; {CLEAR} marks those whose interval excludes 0."
         )
     else:
         lines.append(
@@ -281,20 +303,21 @@ def notes(runs, differences, reference):
         lines.append(
             "Best epochs were chosen on the test clips, as in the literature: new clips give lower accuracies."
         )
-    if lacking := [label(*key) for key, found in differences.items() if not found and key != reference]:
-        lines.append(f"Without predictions.csv, of other clips, or without a seed in common: {', '.join(lacking)}.")
+    if missing := [label(*key) for key, found in differences.items() if not found and key != reference]:
+        lines.append(f"Without predictions.csv, of other clips, or without a seed in common: {', '.join(missing)}.")
     return "".join(f"\n{line}\n" for line in lines)
 
 
 def origins(runs, folder):
-    """What made every row, as Markdown: its runs' folders, whose run.json has it all, and the least to make them again.
+    """Return a table of the runs behind every row, as Markdown: their folders, and how they were made.
 
-    A commit with + had changes; lists are digests of the test clips' names and labels.
+    run.json in each folder has more. A commit with + had uncommitted changes. Lists are hashes of the test clips' names
+    and labels.
     """
 
     def cell(entries, value):
-        found = {value(entry["record"], entry["record"]["starts"][-1]) for entry in entries if entry["record"]}
-        return ", ".join(sorted(found)) or "-"
+        values = {value(entry["record"], entry["record"]["starts"][-1]) for entry in entries if entry["record"]}
+        return ", ".join(sorted(values)) or "-"
 
     def commit(_, start):
         return f"{(start['commit'] or 'no git')[:9]}{'+' if start['changed'] else ''}"
@@ -326,7 +349,7 @@ def new_figure(branches):
 
 
 def draw(axes, x, values, band=True, **style):
-    """A line of means, and a band of one standard deviation; values[k] are the seeds' accuracies at x[k]."""
+    """Draw a line of means with a band of one standard deviation; values[k] are the accuracies of all seeds at x[k]."""
     means, deviations = zip(*(mean_and_deviation(seeds) for seeds in values), strict=True)
     (line,) = axes.plot(x, means, marker="o", markersize=3, **style)
     if not band:
@@ -338,24 +361,24 @@ def draw(axes, x, values, band=True, **style):
 
 
 def save_with_legend(figure, panels, path):
-    """Write the figure with one legend below its panels."""
+    """Write the figure to `path` with one legend below its panels."""
     entries = {}
     for axes in panels.values():
         entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    columns = max(1, min(5, 130 // (8 + max(map(len, entries)))))  # as many as the figure's width takes
+    columns = max(1, min(5, 130 // (8 + max(map(len, entries)))))  # as many as fit into the width of the figure
     figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns)
     save_figure(figure, path)
 
 
 def plot_curves(runs, path):
-    """Accuracy per epoch, one panel a branch, a line a method with a band of one standard deviation."""
+    """Draw the accuracy per epoch: a panel per branch, a line per method with a band of one standard deviation."""
     figure, panels = new_figure(branches_of(runs))
     for number, (key, entries) in enumerate(runs.items()):
         epochs = range(min(len(entry["log"]) for entry in entries))
         for branch, axes in panels.items():
             values = [[entry["log"][epoch].get(branch) for entry in entries] for epoch in epochs]
             if None not in values[0]:
-                draw(axes, epochs, values, len(runs) <= BANDS, label=label(*key), color=f"C{number}")
+                draw(axes, epochs, values, len(runs) <= MAX_BANDS, label=label(*key), color=f"C{number}")
     for axes in panels.values():
         axes.set_xlabel("epoch")
         axes.set_xlim(left=-0.3)
@@ -365,7 +388,7 @@ def plot_curves(runs, path):
 
 
 def plot_alphas(runs, path):
-    """Best epoch's accuracy against alpha, one panel a branch, of the methods that ran with several; else no file."""
+    """Draw the best epoch's accuracy against alpha for methods with several alphas; without any, write no file."""
     path.unlink(missing_ok=True)
     methods = defaultdict(dict)
     for (method, alpha), entries in runs.items():
@@ -384,18 +407,26 @@ def plot_alphas(runs, path):
 
 
 def reach(found):
-    """How far a panel shows Differences, (left, right): to the ends of their intervals, but from 0 at most three times
-    as far as half of them go, that one method which fails does not squeeze all others.
+    """Return the limits (left, right) of a panel's axis that shows the Differences `found`.
+
+    The limits include all intervals, but each limit is at most three times as far from 0 as the median interval goes.
+    Otherwise one method that fails would squeeze all others.
     """
     limit = 3 * statistics.median(max(-each.low, each.high, 0.001) for each in found)
     return max(min(each.low for each in found), -limit), min(max(each.high for each in found), limit)
 
 
 def draw_difference(axes, place, found, left, right):
-    """A Difference's point and interval in row `place` of a panel that shows from `left` to `right`, in points.
+    """Draw the point and the interval of the Difference `found` in row `place` of a panel.
 
-    A filled point is one whose interval leaves out 0. An arrowhead at the edge ends an interval that goes on; with a
-    figure beside it, it stands for a point further out.
+    The point is filled if its interval excludes 0. An arrowhead at the edge means that the interval continues beyond
+    it. A number next to the arrowhead is the value of a point beyond the edge.
+
+    Args:
+        axes: axes of the panel.
+        place: number of the row.
+        found: a Difference.
+        left, right: limits of the panel, in points.
     """
     mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
     colour = "grey" if not found.clear else "C2" if mean > 0 else "C3"
@@ -409,12 +440,12 @@ def draw_difference(axes, place, found, left, right):
         axes.plot(mean, place, "o", color=colour, markerfacecolor=face, zorder=3)
     else:
         edge, inward, side = (left, 8, "left") if mean < left else (right, -8, "right")
-        beside = {"xytext": (inward, 0), "textcoords": "offset points", "ha": side, "va": "center"}
-        axes.annotate(f"{mean:+.1f}", (edge, place), color=colour, **beside)
+        placement = {"xytext": (inward, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        axes.annotate(f"{mean:+.1f}", (edge, place), color=colour, **placement)
 
 
 def plot_differences(differences, reference, path):
-    """Points and intervals of the differences, one panel a branch, a row a method; without any, no file."""
+    """Draw the differences with their intervals: a panel per branch, a row per method; without any, write no file."""
     path.unlink(missing_ok=True)
     drawn = {key: found for key, found in differences.items() if found}
     if not drawn:
@@ -436,10 +467,14 @@ def plot_differences(differences, reference, path):
 
 
 def main():
-    parser = OneLineParser(prog="comparison", description="Table and pictures of the runs that compare.sh made.")
+    parser = OneLineParser(
+        prog="comparison", description="Write the table and the figures of finished runs, such as those of compare.sh."
+    )
     parser.add_argument("folder", type=Path, help="folder of the runs, such as ckpt/compare/demo")
     parser.add_argument(
-        "--reference", metavar="METHOD", help=f"what others are compared with (default: {REFERENCE}, where it ran)"
+        "--reference",
+        metavar="METHOD",
+        help=f"method that the others are compared with (default: {REFERENCE}, if it ran)",
     )
     args = parser.parse_args()
     folder, runs = args.folder, collect(args.folder)

@@ -1,4 +1,4 @@
-"""Which loss reaches which module, and how strongly: a method made visible by running its step."""
+"""Measure how strongly each loss of a method reaches each module, by running a step with one loss at a time."""
 
 import copy
 import os
@@ -18,13 +18,13 @@ from utils.errors import InputError
 
 
 def show_gradients(settings):
-    """Print the report of these settings on one batch, with initial weights; nothing is trained.
+    """Print the gradient report of these settings for one batch, with initial weights; nothing is trained.
 
     Raises:
-        InputError: there are several processes, or the model or the clips cannot be built.
+        InputError: there are several processes, or the model or the data cannot be loaded.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("torchrun: --gradient_report takes one process; start it with python")
+        raise InputError("torchrun: --gradient_report runs in one process; start it with python")
     device = choose_device(settings.device, settings.gpu_ids)
     set_precision(settings.deterministic)
     model, method = build(settings, device)
@@ -37,7 +37,7 @@ def show_gradients(settings):
 
 
 class ScaledLosses(TorchFunctionMode):
-    """A context that keeps the cross-entropies computed in it, in their order, each times its weight (default 1)."""
+    """A context that collects the cross-entropies computed in it, in order, each times its weight (default 1)."""
 
     def __init__(self, weights=()):
         super().__init__()
@@ -53,23 +53,23 @@ class ScaledLosses(TorchFunctionMode):
 
 
 def gradient_report(method, model, inputs, label):
-    """Run one batch through a training step, with one loss at a time, and measure what arrives in `.grad`.
+    """Run a training step on one batch for each loss, with all other losses times 0, and measure the gradients.
 
-    The step's gradients are linear in its losses. So each row is the step itself, run with every other loss times 0:
-    how it leads and weights the gradient is measured, not assumed. A method that is not linear has the last row only.
+    This works because the gradients of a step are linear in its losses. A method whose gradients are not linear has the
+    row "all" only.
 
     Args:
         method: Method.
-        model: AVClassifier; its gradients are cleared, its weights stay.
-        inputs, label: as Method.step.
+        model: AVClassifier; its gradients are cleared, its weights stay unchanged.
+        inputs, label: as in `Method.step`.
 
     Returns:
-        {"L_m": {"fusion": norm, each modality: norm}, "L_<modality>": .., "all": ..}: L2 norms before clipping, "all"
-        of the unchanged step.
+        {"L_m": {"fusion": norm, <modality>: norm}, "L_<modality>": .., "all": ..}: L2 norms before clipping. "all" is
+        the unchanged step.
     """
-    remembered = copy.deepcopy((method.state_dict(), model.state_dict()))
+    initial_state = copy.deepcopy((method.state_dict(), model.state_dict()))
 
-    def run(weights=()):
+    def run_step(weights=()):
         torch.manual_seed(0)  # OGM-GE draws noise
         squares = 0
         with ScaledLosses(weights) as scaled:
@@ -78,8 +78,8 @@ def gradient_report(method, model, inputs, label):
                 drop_frozen_gradients(model)
                 squares = squares + gradient_norms(model).cpu().double() ** 2
                 model.zero_grad()
-        for part, state in zip((method, model), copy.deepcopy(remembered), strict=True):
-            part.load_state_dict(state)  # so that all rows start alike
+        for part, state in zip((method, model), copy.deepcopy(initial_state), strict=True):
+            part.load_state_dict(state)  # every row starts from the same state
         numbers = {
             branch: next((k for k, loss in enumerate(scaled.losses) if loss is output.loss), None)
             for branch, output in outputs.items()
@@ -87,19 +87,21 @@ def gradient_report(method, model, inputs, label):
         return numbers, len(scaled.losses), dict(zip(modules_of(model), squares.sqrt().tolist(), strict=True))
 
     model.zero_grad()
-    numbers, count, whole = run()
+    numbers, count, norms = run_step()
     if not method.linear:
-        return {"all": whole}
+        return {"all": norms}
     rows = {}
     for branch, number in numbers.items():
-        if number is not None and (count > 1 or branch != "fused"):  # one encoder's only loss is no multimodal one
+        if number is not None and (
+            count > 1 or branch != "fused"
+        ):  # the only loss of a single encoder is not multimodal
             name = "L_m" if branch == "fused" else f"L_{branch}"
-            rows[name] = run([float(k == number) for k in range(count)])[2]
-    return rows | {"all": whole}
+            rows[name] = run_step([float(k == number) for k in range(count)])[2]
+    return rows | {"all": norms}
 
 
 def as_table(report):
-    """Return the report as aligned lines of text, 0 only where the gradient is exactly 0."""
+    """Return the report as aligned lines of text; "0" means that the gradient is exactly 0."""
     modules, width = list(report["all"]), max(map(len, report))
     headings = [module if module == "fusion" else f"{module} encoder" for module in modules]
     lines = [" " * width + "".join(f"{heading:>16}" for heading in headings)]
@@ -107,5 +109,5 @@ def as_table(report):
         cells = (f"{'0' if norm == 0 else f'{norm:.4g}':>16}" for norm in norms.values())
         lines.append(f"{loss:{width}}" + "".join(cells))
     if list(report) == ["all"]:
-        lines.append("the losses cannot be told apart: the gradients are not linear in them")
+        lines.append("the losses cannot be separated, because the gradients are not linear in them")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How good are the encoders? A linear classifier on each encoder's frozen features."""
+"""Measure the quality of each encoder by a linear classifier on its frozen features."""
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -12,9 +12,9 @@ from utils.errors import InputError
 
 @torch.inference_mode()
 def extract_features(model, loader, device):
-    """Return every clip's features, {modality: (M, D)}, and labels (M,), numpy, in the loader's order.
+    """Return the features {modality: (M, D)} and the labels (M,) of all clips, as numpy arrays in the loader's order.
 
-    The model is left in evaluation mode.
+    Afterwards, the model is in evaluation mode.
     """
     model.eval()
     features, labels = {name: [] for name in model.modalities}, []
@@ -29,24 +29,26 @@ def extract_features(model, loader, device):
 def linear_probe(model, train_loader, test_loader, device):
     """Return the test accuracy of a logistic regression on each encoder's standardised features.
 
-    The encoders stay as they are. This compares encoders of models with and without unimodal heads alike.
+    The encoders stay unchanged. Encoders of models with and without unimodal heads are measured in the same way.
 
     Args:
         model: AVClassifier.
-        train_loader, test_loader: clips without augmentation, as `predict` takes them.
-        device: where the model is.
+        train_loader, test_loader: loaders of clips without augmentation, as `predict` takes them.
+        device: device of the model.
 
     Returns:
         {modality: accuracy}, 0 to 1.
 
     Raises:
-        InputError: the training clips are all of one class.
+        InputError: all training clips have the same class.
     """
     (train, train_label), (test, test_label) = (
         extract_features(model, loader, device) for loader in (train_loader, test_loader)
     )
     if len(set(train_label)) < 2:
-        raise InputError("--linear_probe: the training clips are all of one class; add clips of another to train.csv")
+        raise InputError(
+            "--linear_probe: all training clips are of one class; add clips of other classes to the training list"
+        )
     accuracies = {}
     for name in model.modalities:
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))

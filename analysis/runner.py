@@ -1,10 +1,10 @@
-"""The runs of a comparison, each after those that it learns from: made, several at a time, or printed; for compare.sh.
+"""Train and validate the runs of a comparison, several at a time, or print their commands; for compare.sh.
 
     python -m analysis.runner --out ckpt/compare/demo --methods joint dgl --seeds 0 1 -- --dataset CREMAD
 
-What stands behind `--` are flags of main_dgl.py, of every run; those of one method go to its runs alone. A run that is
-finished is left as it is, another goes on where it stopped, and one that was made with other flags is refused before
-any is made.
+The flags after `--` are flags of main_dgl.py for every run; a flag of one method goes only to runs of that method. Runs
+that need other runs, such as teachers, start after them. Finished runs are kept and interrupted runs resume. If a
+folder has a run with other flags, this is an error before any run starts.
 """
 
 import json
@@ -34,11 +34,20 @@ from utils.pool import cores
 UNIMODAL = [name for name, entry in METHODS.items() if entry.modality != "full"]
 ABLATIONS = [name for name in METHODS if name in VARIANTS["dgl"] and name not in UNIMODAL]
 GROUPS = {"all": [*METHODS], "unimodal": UNIMODAL, "ablations": ABLATIONS}
+HELD_OUT = {"gblend", "relearn"}  # methods that measure losses or features on held-out clips
 GROUPS["baselines"] = [name for name in METHODS if name not in {*UNIMODAL, *ABLATIONS, "dgl"}]
 
 
-class Planned(NamedTuple):
-    """A run to be made: its method, alpha (None where it has none) and seed, its flags, and the runs it learns from."""
+class PlannedRun(NamedTuple):
+    """A run to train.
+
+    Attributes:
+        method: name of the method.
+        alpha: its alpha, or None if the method has none.
+        seed: its seed.
+        flags: its flags of main_dgl.py.
+        needs: names of the runs that must be finished first.
+    """
 
     method: str
     alpha: str | None
@@ -48,15 +57,20 @@ class Planned(NamedTuple):
 
 
 def plan(out, methods, alphas, seeds, common=()):
-    """The runs, each method's by seed, and before it those that it learns from -> {name: Planned}.
+    """List the runs of methods, alphas and seeds, each one after the runs that it needs.
 
     Args:
         out: folder of the runs.
         methods: names of METHODS or of GROUPS.
+        alphas: values of --alpha, texts.
+        seeds: values of --random_seed.
         common: flags of every run.
 
+    Returns:
+        {name: PlannedRun}.
+
     Raises:
-        InputError: a method is none, or a flag is of none of these methods.
+        InputError: a name is not a method, or a flag belongs to none of these methods.
     """
     settings, typed = parse(training_parser(), list(common))
     modalities, runs = tuple(DATASETS[settings.dataset].inputs), {}
@@ -70,11 +84,16 @@ def plan(out, methods, alphas, seeds, common=()):
             raise InputError(
                 f"--{name}: of --method {' or '.join(flag.methods)}, none of which is planned; leave it out"
             )
+    names = sorted({each.method for each in runs.values()} & HELD_OUT)
+    if names and "val_ratio" in typed and not settings.val_ratio:
+        raise InputError(
+            f"--val_ratio 0: {' and '.join(names)} cannot train without held-out clips; leave the methods out"
+        )
     return runs
 
 
-def without_others(common, *methods):
-    """Return flags without those that only methods other than these have."""
+def flags_for(common, *methods):
+    """Return the flags in `common` without those that belong only to other methods than `methods`."""
     others = OneLineParser(add_help=False)
     for name, flag in OF_METHODS.items():
         if not set(methods) & set(flag.methods):
@@ -83,40 +102,42 @@ def without_others(common, *methods):
 
 
 def add_runs(runs, out, method, alphas, seed, common, modalities):
+    """Add the PlannedRuns of a method and a seed to `runs`, after the runs that they need; arguments as in `plan`."""
     if method not in METHODS:
-        raise InputError(f"methods: '{method}' is none of {' '.join([*METHODS, *GROUPS])}; name one of them")
+        raise InputError(f"methods: '{method}' is not one of {' '.join([*METHODS, *GROUPS])}; name one of them")
     entry, needs = METHODS[method], []
-    words = [*without_others(common, method), "--random_seed", str(seed), "--method", method]
-    for flag, form in entry.runs(modalities).items():
-        others = {name: f"{name}-seed{seed}" for _, name, _, _ in Formatter().parse(form) if name}
+    words = [*flags_for(common, method), "--random_seed", str(seed), "--method", method]
+    for flag, template in entry.runs(modalities).items():
+        others = {name: f"{name}-seed{seed}" for _, name, _, _ in Formatter().parse(template) if name}
         for other in others:
             add_runs(runs, out, other, alphas, seed, common, modalities)
         needs += others.values()
-        words += [f"--{flag}", form.format(**{other: os.path.join(out, name) for other, name in others.items()})]
-    for alpha in alphas if entry.tuned == "alpha" else [None]:
+        words += [f"--{flag}", template.format(**{other: os.path.join(out, name) for other, name in others.items()})]
+    for alpha in alphas if entry.tuned_flag == "alpha" else [None]:
         name = f"{method}-alpha{alpha}-seed{seed}" if alpha else f"{method}-seed{seed}"
-        of_alpha = ["--alpha", alpha] if alpha else []
-        runs[name] = Planned(method, alpha, seed, [*words, *of_alpha, "--ckpt_path", os.path.join(out, name)], needs)
+        alpha_flags = ["--alpha", alpha] if alpha else []
+        flags = [*words, *alpha_flags, "--ckpt_path", os.path.join(out, name)]
+        runs[name] = PlannedRun(method, alpha, seed, flags, needs)
 
 
 def print_plan(runs, args):
-    """A command a line that makes a run; those that learn from other runs stand behind these, below a comment."""
+    """Print a command per run, one per line; runs that need others are last, after a comment."""
     first, then = ([each for each in runs.values() if bool(each.needs) == later] for later in (False, True))
     for number, part in enumerate((first, then)):
         if number and part:
-            print("# those below learn from runs above, which must be finished")
+            print("# the runs below need runs above: start them when those are finished")
         for each in part:
             alpha = ["--alphas", each.alpha] if each.alpha else []
-            flags = without_others(args.flags, each.method, *(runs[name].method for name in each.needs))
+            flags = flags_for(args.flags, each.method, *(runs[name].method for name in each.needs))
             words = ["--out", args.out, "--methods", each.method, *alpha, "--seeds", str(each.seed), "--", *flags]
             print(shlex.join([sys.executable, "-m", "analysis.runner", *words]))
 
 
 def settings_of(planned):
-    """The settings of a run as main_dgl.py has them.
+    """Return the settings of a PlannedRun, as main_dgl.py would parse them.
 
     Raises:
-        InputError: a flag is wrong, or the run's folder holds one with other settings.
+        InputError: a flag is wrong, or the folder has a run with other settings.
     """
     settings, _ = parse_training(["--train", *planned.flags])
     folder.check_settings(settings)
@@ -124,29 +145,30 @@ def settings_of(planned):
 
 
 class Runner:
-    """Makes runs, up to `jobs` at a time, each on a GPU of its own where there are any, else on its part of the cores.
+    """Train and validate runs, up to `jobs` at a time.
 
-    With one job the runs' output is shown; with more, it goes to output.txt in each run's folder.
+    Each run has its own GPU, or without GPUs its part of the cores. With one job, the output of the runs is printed.
+    With several jobs, it goes to output.txt in the folder of each run.
     """
 
     def __init__(self, runs, jobs):
         self.runs, self.jobs = {name: (each, settings_of(each)) for name, each in runs.items()}, jobs
         self.slots, self.processes, self.lock = SimpleQueue(), set(), threading.RLock()
-        self.failure = None  # what ended it all: the first run that failed, or a signal
+        self.failure = None  # the error of the first run that failed, or a signal
         for environment in environments(jobs):
             self.slots.put(environment)
 
     def make_all(self):
-        """Make every run, and return when all are made.
+        """Train and validate every run, and return when all are finished.
 
         Raises:
-            InputError, SystemExit: one failed; the others have been stopped, and can be resumed.
-            Interrupted: a signal has come, likewise.
+            InputError, SystemExit: a run failed. The others were stopped and can be resumed.
+            Interrupted: a signal arrived. The runs were stopped and can be resumed.
         """
         futures = {}
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                for name, (planned, _) in self.runs.items():  # in this order: no run waits for one behind it
+                for name, (planned, _) in self.runs.items():  # in this order, no run waits for a later one
                     futures[name] = pool.submit(self.make, name, [futures[other] for other in planned.needs])
                 wait(futures.values())
             except Interrupted as interruption:
@@ -156,13 +178,14 @@ class Runner:
             raise self.failure
 
     def stop(self, failure):
-        """End the runs that are running, and start no more."""
+        """Stop all active runs, and start no more."""
         with self.lock:
             self.failure = self.failure or failure
             for process in self.processes:
                 process.terminate()
 
     def make(self, name, needed):
+        """Train and validate a run after the futures `needed` are done, unless another run has failed."""
         wait(needed)
         if self.failure:
             return
@@ -177,17 +200,17 @@ class Runner:
             self.slots.put(environment)
 
     def train_and_validate(self, name, args, environment):
-        """Train if it is not finished, and validate what is not validated yet -> whether there was anything to do."""
-        path, made = Path(args.ckpt_path), False
+        """Train a run if it is not finished, and validate its checkpoints; return False if both were done already."""
+        path, worked = Path(args.ckpt_path), False
         result, validated = path / "result.json", [path / "best.json", path / "predictions.csv"]
         if not folder.is_finished(args):
             print(f"== {path}", flush=True)
             self.call(["main_dgl.py", "--train", *self.runs[name][0].flags], path, environment)
-            made = True
+            worked = True
         if is_older(validated, result):
             flags = ["--linear_probe", "--json", validated[0], "--predictions", validated[1]]
             self.call(["valid.py", "--ckpt_path", path / "best.pth", *flags], path, environment, quiet=True)
-            made = True
+            worked = True
         if is_older([path / "last.json"], result):
             epochs = json.loads(result.read_text(encoding="utf-8"))
             if epochs["best"]["epoch"] == epochs["last"]["epoch"]:
@@ -195,16 +218,17 @@ class Runner:
             else:
                 flags = ["--linear_probe", "--json", path / "last.json"]
                 self.call(["valid.py", "--ckpt_path", path / "last.pth", *flags], path, environment, quiet=True)
-        return made
+        return worked
 
     def call(self, command, path, environment, quiet=False):
-        """Run one of the project's scripts to its end.
+        """Run one of the project's scripts until it ends.
 
         Raises:
-            SystemExit: it failed, and has shown why; with several jobs InputError, with its last line.
+            SystemExit: with one job, the script failed and has printed the reason.
+            InputError: with several jobs, the script failed; the message has the last line of its output.
         """
         log = path / "output.txt"
-        if self.jobs > 1:  # else the run makes its folder, and leaves none if it is refused
+        if self.jobs > 1:  # with one job, the run itself creates its folder, and none if it is rejected
             path.mkdir(parents=True, exist_ok=True)
         with open(log if self.jobs > 1 else os.devnull, "a", encoding="utf-8") as file:
             files = {"stdout": file, "stderr": file} if self.jobs > 1 else {"stdout": file} if quiet else {}
@@ -222,36 +246,42 @@ class Runner:
         if status:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             reason = last[0].removeprefix("error: ") if last else f"exit status {status}"
-            raise InputError(f"{path}: {reason} (all it said: {log})")
+            raise InputError(f"{path}: {reason} (all output: {log})")
 
 
 def is_older(paths, than):
-    """Whether one of the files is missing, or was made before `than`."""
+    """Return True if one of the files is missing, or is older than the file `than`."""
     return any(not path.exists() or path.stat().st_mtime_ns < than.stat().st_mtime_ns for path in paths)
 
 
 def environments(jobs):
-    """What `jobs` runs at a time have as environment: the GPUs in turn, or without any the cores divided."""
+    """Return the environment variables of `jobs` runs at a time: a GPU for each in turn, else a part of the cores."""
     if jobs == 1:
         return [dict(os.environ)]
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-    of_a_run = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
-    return [os.environ | ({"CUDA_VISIBLE_DEVICES": visible[k % count]} if count else of_a_run) for k in range(jobs)]
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
+    return [os.environ | ({"CUDA_VISIBLE_DEVICES": visible[k % count]} if count else threads) for k in range(jobs)]
 
 
 def main():
-    parser = OneLineParser(prog="runner", description="Make the runs of a comparison.")
+    parser = OneLineParser(prog="runner", description="Train and validate the runs of a comparison.")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the runs")
     words = ", ".join(GROUPS)
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", required=True, help=f"names that --method takes, or {words}"
     )
-    parser.add_argument("--alphas", nargs="+", metavar="A", default=["4"], help="for those that have it (default: 4)")
-    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0], metavar="N", help="(default: 0)")
+    parser.add_argument(
+        "--alphas", nargs="+", metavar="A", default=["4"], help="alphas of the methods that have one (default: 4)"
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=at_least(0), default=[0], metavar="N", help="seeds of the runs (default: 0)"
+    )
     parser.add_argument("--jobs", type=at_least(1), default=1, metavar="K", help="runs at a time (default: 1)")
-    parser.add_argument("--plan", action="store_true", help="print the runs, one command a line, and make none")
-    parser.add_argument("flags", nargs="*", metavar="FLAG", help="behind --: flags of main_dgl.py, of every run")
+    parser.add_argument(
+        "--plan", action="store_true", help="print the commands of the runs, one per line, and start none"
+    )
+    parser.add_argument("flags", nargs="*", metavar="FLAG", help="after --: flags of main_dgl.py for every run")
     args = parser.parse_args()
     runs = plan(args.out, args.methods, args.alphas, args.seeds, args.flags)
     if args.plan:

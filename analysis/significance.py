@@ -1,16 +1,16 @@
-"""How sure a difference between two methods is, from which clips each of their runs got right.
+"""Estimate the difference between two methods and its uncertainty, from the clips that their runs classify correctly.
 
-Runs are few and clips are many, and both are drawn: another seed gives another model, and other clips another accuracy.
-What is said here is of methods, that is of new seeds and of clips like these, not of the very runs. Of one run each, it
-is of these two models and of clips like these.
+Runs and clips are both samples: another seed gives another model, and other clips give another accuracy. The results
+hold for the methods, that is for new seeds and similar clips, not for these runs only. With one run of each method,
+they hold for the two models and similar clips.
 
-Let D be the differences of right answers, runs x clips, -1, 0 or 1. D is taken as the sum of the difference looked for,
-a part of each run (a good seed raises all clips a little), a part of each clip (what one method finds easier than the
-other), and chance. Clips that are hard for all cancel out.
+Let D be the differences of correct predictions, runs x clips, with values -1, 0 and 1. The model of D is a sum of four
+parts: the difference of the methods, a part of each run (a good seed raises all clips a little), a part of each clip
+(one method finds it easier than the other), and chance. Clips that are hard for both methods cancel out.
 
-Three to five runs cannot be resampled as they are: intervals from bootstrapping both levels left out 0 in up to a fifth
-of comparisons without a difference where runs varied, and nearly never where they did not (chance counts twice), and no
-exchange of three pairs of runs gives a p below 0.25. So Student's t stands for the runs, and clips are resampled.
+Three to five runs are too few to resample. Intervals from a bootstrap of runs and clips excluded 0 in up to a fifth of
+comparisons without a difference if runs varied, and almost never if they did not, because chance counts twice. And no
+exchange of three pairs of runs gives a p below 0.25. So the runs are modelled by Student's t, and clips are resampled.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ RESAMPLES = 9999
 
 
 class Difference(NamedTuple):
-    """Mean accuracy less that of the reference, its 95 % interval, and p; `runs` of each method were paired."""
+    """Difference of mean accuracies, method minus reference, its 95 % interval, its p, and the number of run pairs."""
 
     mean: float
     low: float
@@ -32,16 +32,18 @@ class Difference(NamedTuple):
 
     @property
     def clear(self):
-        """Whether the interval leaves out 0."""
+        """Return True if the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 def difference(hits, reference, resamples=RESAMPLES, seed=0):
-    """Compare two methods on the same clips, run by run.
+    """Compare two methods on the same clips, run by run, and return a Difference.
 
     Args:
-        hits, reference: bool (R, N), what R runs of either got right of N clips; runs with one number have one seed.
-        resamples: how many draws interval and p are made of, which follow `seed`.
+        hits, reference: bool (R, N), True where one of R runs classified one of N clips correctly. Runs with the same
+            number have the same seed.
+        resamples: number of draws for the interval and for p.
+        seed: seed of the draws.
     """
     differences = np.asarray(hits, float) - np.asarray(reference, float)
     rng = np.random.default_rng(seed)
@@ -50,41 +52,42 @@ def difference(hits, reference, resamples=RESAMPLES, seed=0):
 
 
 def interval(differences, resamples, rng):
-    """95 % interval of the mean of differences (R, N) by a bootstrap of two levels, runs and clips -> (low, high).
+    """Return the 95 % interval (low, high) of the mean of differences (R, N), over runs and clips.
 
-    A draw is the mean, and an error of the runs, and one of the clips. Runs: Student's t with R - 1 degrees of freedom
-    times the standard error of the runs' means. Clips: the mean of as many clips drawn with replacement, each with its
-    part of the differences, its mean over the runs shrunk by what chance adds to it, so that chance, which the runs'
-    means have in them, is not counted twice (Davison and Hinkley, "Bootstrap Methods and their Application", 3.8).
+    A draw is the mean, plus an error of the runs, plus an error of the clips. The error of the runs is Student's t with
+    R - 1 degrees of freedom, times the standard error of the runs' means. The error of the clips is the mean of N clips
+    drawn with replacement from the clips' parts. The part of a clip is its mean over the runs, minus the overall mean,
+    shrunk by the variance that chance adds to it. Without shrinking, chance would count twice, because the runs' means
+    include it too (Davison and Hinkley, "Bootstrap Methods and their Application", 3.8).
     """
     runs, clips = differences.shape
-    mean, of_clips = differences.mean(), differences.mean(axis=0) - differences.mean()
+    mean, clip_parts = differences.mean(), differences.mean(axis=0) - differences.mean()
     draws = np.full(resamples, mean)
     if runs > 1:
-        of_runs = differences.mean(axis=1)
-        chance = differences - of_runs[:, None] - of_clips
+        run_means = differences.mean(axis=1)
+        chance = differences - run_means[:, None] - clip_parts
         variance = np.sum(chance**2) / (runs - 1) / max(clips - 1, 1) / runs  # of a clip's mean over runs, by chance
-        between = of_clips.var(ddof=1) if clips > 1 else 0
-        of_clips = of_clips * np.sqrt(max(1 - variance / between, 0)) if between else of_clips
-        draws += of_runs.std(ddof=1) / np.sqrt(runs) * t.rvs(runs - 1, size=resamples, random_state=rng)
-    if of_clips.any():
-        drawn = bootstrap((of_clips,), np.mean, n_resamples=resamples, method="percentile", rng=rng)
-        draws += drawn.bootstrap_distribution
-    return tuple((np.percentile(draws, [2.5, 97.5]).round(12) + 0.0).tolist())  # an end that is 0 but for rounding is 0
+        between = clip_parts.var(ddof=1) if clips > 1 else 0
+        clip_parts = clip_parts * np.sqrt(max(1 - variance / between, 0)) if between else clip_parts
+        draws += run_means.std(ddof=1) / np.sqrt(runs) * t.rvs(runs - 1, size=resamples, random_state=rng)
+    if clip_parts.any():
+        resampled = bootstrap((clip_parts,), np.mean, n_resamples=resamples, method="percentile", rng=rng)
+        draws += resampled.bootstrap_distribution
+    return tuple((np.percentile(draws, [2.5, 97.5]).round(12) + 0.0).tolist())  # rounding errors around 0 become 0
 
 
 def p_value(differences, resamples, rng):
-    """p of a paired permutation test that the mean of differences (R, N) is 0, two-sided.
+    """Return the two-sided p of a paired permutation test that the mean of differences (R, N) is 0.
 
-    The two methods are exchanged clip by clip, in all runs at once, which changes the sign of a clip's differences. The
-    statistic grows with t of the runs' means: a part of each run, which an exchange of clips takes away, does not pass
-    for a difference, since it widens the denominator as much as it moves the mean. Exact where runs of one method
-    differ by chance alone. Of one run, it is the mean.
+    The test exchanges the two methods clip by clip, in all runs at once, which changes the sign of a clip's
+    differences. The statistic increases with the t statistic of the runs' means. So the part of a run is not mistaken
+    for a difference of the methods, because it increases the denominator as much as the mean. The test is exact if the
+    runs of a method differ by chance only. With one run, the statistic is the absolute mean.
     """
     runs, clips = differences.shape
 
     def statistic(signs, axis):
-        sums = signs @ differences.T  # whole numbers, so that ties are ties
+        sums = signs @ differences.T  # integers, so that ties are exact
         total = sums.sum(axis=-1)
         spread = runs * (sums**2).sum(axis=-1) - total**2
         return abs(total) / (np.sqrt(spread) + 1e-9)

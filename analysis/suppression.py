@@ -1,9 +1,9 @@
-"""Draw how much fusion suppresses the gradient of each encoder, as the paper's figures 1(c) and 3.
+"""Draw how much fusion suppresses the gradient of each encoder, as in figures 1(c) and 3 of the paper.
 
     python main_dgl.py --train --method joint --log_suppression ...       # logs the values of every epoch
-    python -m analysis.suppression ckpt/compare/demo                      # draws all runs below a folder that have them
+    python -m analysis.suppression ckpt/compare/demo                      # draws all runs below a folder with values
 
-What the values are: engine/suppression.py.
+engine/suppression.py defines the values.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.comparison import apart
+from analysis.comparison import distinctions
 from engine.figures import save_figure
 from engine.folder import RECORD, read_record
 from engine.settings import label as name_of
@@ -27,11 +27,17 @@ PANELS = {
     "gradient": "gradient after clipping; DGL's divided by alpha",
 }
 STYLES = ("-", "--", ":", "-.")  # of the modalities, in order
-OF_ALPHA = {"dgl", "no_ugt"}  # methods whose encoders get alpha times the gradient of their own loss, and nothing else
+OF_ALPHA = {"dgl", "no_ugt"}  # methods whose encoders get only alpha times the gradient of their own loss
 
 
 class Run(NamedTuple):
-    """A run with values: its folder, its method as legends call it, and {"s audio": {epoch: value}, ...}."""
+    """A run with values of --log_suppression.
+
+    Attributes:
+        folder: folder of the run.
+        name: label of its method.
+        curves: {"s audio": {epoch: value}, ...}.
+    """
 
     folder: Path
     name: str
@@ -39,10 +45,10 @@ class Run(NamedTuple):
 
 
 def read_runs(folders):
-    """Return the Runs below some folders that have values of --log_suppression, in the order of METHODS.
+    """Return the Runs below some folders, in the order of METHODS; runs without values are left out.
 
     Raises:
-        InputError: there is none, or one's files cannot be read.
+        InputError: no run has values, or the files of a run cannot be read.
     """
     found = []
     for path in sorted({path for folder in folders for path in folder.rglob("log.jsonl")}):
@@ -55,17 +61,17 @@ def read_runs(folders):
             raise InputError(f"{path}: not the log of a run ({error}); train it again, or move it away") from None
     if not found:
         where = " ".join(map(str, folders))
-        raise InputError(f"{where}: no run with values of --log_suppression; train with this flag")
-    found.sort(key=lambda one: list(METHODS).index(one[1]["method"]))
-    others = apart([settings for _, settings, _ in found])
+        raise InputError(f"{where}: contains no run with --log_suppression; train one with this flag")
+    found.sort(key=lambda entry: list(METHODS).index(entry[1]["method"]))
+    texts = distinctions([settings for _, settings, _ in found])
     return [
-        Run(folder, name_of(*describe(settings)) + words, curves)
-        for (folder, settings, curves), words in zip(found, others, strict=True)
+        Run(folder, name_of(*describe(settings)) + text, curves)
+        for (folder, settings, curves), text in zip(found, texts, strict=True)
     ]
 
 
 def curves_of(rows, settings):
-    """Return the values of a log, {"s audio": {epoch: value}, ...}; gradients of OF_ALPHA are divided by alpha."""
+    """Return the values in a log, {"s audio": {epoch: value}, ...}; for methods in OF_ALPHA, gradients / alpha."""
     curves = {}
     for row in rows:
         for name in row:
@@ -78,7 +84,7 @@ def curves_of(rows, settings):
 
 
 def suppression_figure(runs):
-    """Draw s, the ratio and the gradients by epoch: a colour per method, a style per modality; return the Figure."""
+    """Draw s, the ratio and the gradients per epoch, a colour per method and a line style per modality."""
     names = list(dict.fromkeys(each.name for each in runs))
     modalities = list(dict.fromkeys(curve.split(" ", 1)[1] for each in runs for curve in each.curves))
     figure = Figure(figsize=(14, 4.6), layout="constrained")
@@ -107,8 +113,10 @@ def suppression_figure(runs):
 
 
 def main():
-    parser = OneLineParser(prog="suppression", description="Draw what runs with --log_suppression have logged.")
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a run, or of several runs")
+    parser = OneLineParser(
+        prog="suppression", description="Draw the values that runs with --log_suppression have logged."
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="folder of one or several runs")
     folders = parser.parse_args().folders
     runs = read_runs(folders)
     for each in runs:

@@ -1,4 +1,4 @@
-"""Metrics of a model's predictions, and the tables of them that valid.py prints and writes."""
+"""Compute the metrics of a model's predictions, and the tables that valid.py prints and writes."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from engine.evaluation import accuracy, class_names, predicted_branches
 from utils.files import write_csv
 
-# The metrics of a table, by name: {branch: value} of each; None of one that was not asked for.
+# The metrics in tables, by name. Each function returns {branch: value}, or None if the metric was not requested.
 METRICS = {
     "accuracy": lambda values: {branch: values[branch] for branch in values["macro_f1"]},
     "macro F1": lambda values: values["macro_f1"],
@@ -17,29 +17,34 @@ METRICS = {
 
 
 def macro_f1(predictions, branch):
-    """Return F1 of the top class, its plain mean over the classes that have a clip.
+    """Return the F1 score of the top class, averaged over the classes that have a clip.
 
-    A class that is never predicted counts as 0. As scikit-learn's f1_score over those classes.
+    A class that is never predicted counts as 0. The values are those of scikit-learn's f1_score.
     """
     label, predicted = predictions["label"].numpy(), predictions[branch].argmax(dim=1).numpy()
     return float(f1_score(label, predicted, labels=np.unique(label), average="macro", zero_division=0))
 
 
 def mean_average_precision(predictions, branch):
-    """Return the average precision of each class against the rest, its mean as in `macro_f1`.
+    """Return the average precision of each class against the rest, averaged over the classes that have a clip.
 
-    As scikit-learn's average_precision_score: a step at every distinct probability, without interpolation.
+    The values are those of scikit-learn's average_precision_score: a step at every distinct probability, without
+    interpolation.
     """
     label, probability = predictions["label"].numpy(), predictions[branch].numpy()
     return float(np.mean([average_precision_score(label == c, probability[:, c]) for c in np.unique(label)]))
 
 
 def measure(predictions, classes):
-    """Return the metrics of predictions, as `predict` returns them, whose labels have the names `classes`.
+    """Return the metrics of predictions.
+
+    Args:
+        predictions: as `predict` returns them.
+        classes: names of the labels.
 
     Returns:
-        {branch: accuracy}, 0 to 1, and "macro_f1" and "mean_average_precision": the same of these;
-        "per_class": {name: {"clips": .., branch: ..}}.
+        {<branch>: accuracy, "macro_f1": {branch: value}, "mean_average_precision": {branch: value}, "per_class":
+        {name: {"clips": number of clips, <branch>: accuracy}}}; all values are 0 to 1.
     """
     counts, branches = (
         torch.bincount(predictions["label"], minlength=len(classes)).tolist(),
@@ -57,13 +62,13 @@ def measure(predictions, classes):
 
 
 def cells(values, branches):
-    """Return a number per branch as columns of a table; a dash for a missing one."""
+    """Return the value of each branch as columns of a table; a dash for a missing value."""
     values = [values.get(branch) for branch in branches]
     return "".join(f"{'-' if value is None else f'{value:.4f}':>8}" for value in values)
 
 
 def detail(values):
-    """Return the table of one checkpoint: its METRICS, then the accuracy on every class."""
+    """Return the table of one checkpoint: its METRICS, then the accuracy for every class."""
     branches = list(values["macro_f1"])
     rows = {name: (values["clips"], metric(values)) for name, metric in METRICS.items() if metric(values)}
     classes = {name: (of_class["clips"], of_class) for name, of_class in values["per_class"].items()}
@@ -76,7 +81,7 @@ def detail(values):
 
 
 def comparison(results):
-    """Return the table of several checkpoints: a row each, which names its method, METRICS by branch in columns."""
+    """Return the table of several checkpoints: a row with path and method for each, a column per metric and branch."""
     branches = list(dict.fromkeys(branch for values in results for branch in values["macro_f1"]))
     metrics = {name: metric for name, metric in METRICS.items() if metric(results[0])}
     names = [f"{values['checkpoint']}  {values['run']}" for values in results]
@@ -89,7 +94,15 @@ def comparison(results):
 
 
 def write_predictions(path, dataset, predictions):
-    """Write a row per clip: its class, and per branch the predicted class, its probability and the true class's."""
+    """Write a CSV file with a row per clip: true class, and for each branch the predicted class and probabilities.
+
+    The probabilities are those of the predicted class and of the true class.
+
+    Args:
+        path: path of the file.
+        dataset: dataset of the clips.
+        predictions: as `predict` returns them.
+    """
     branches = predicted_branches(predictions)
     head = ("{}", "{} probability", "{} probability of true")
     columns = [[clip.id for clip in dataset.clips], [dataset.classes[label] for label in predictions["label"]]]

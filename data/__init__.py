@@ -1,1 +1,1 @@
-import utils  # noqa: F401  before all else: it refuses a Python that is too old
+import utils  # noqa: F401  before all else: it rejects a Python that is too old

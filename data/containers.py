@@ -1,8 +1,10 @@
-"""Find what is missing from the structure of a video file, from its own bytes.
+"""Find faults in the structure of a video file.
 
-FFmpeg plays half a file in most containers without a message, and is silent about a zeroed box of a fragmented MP4, a
-hole in an AVI and a wrong checksum of a Matroska. Layouts: ISO/IEC 14496-12 (MP4, MOV, 3GP), RFC 9559 (Matroska, WebM),
-Microsoft's AVI RIFF and Adobe's FLV file formats, ISO/IEC 11172-1 and 13818-1 (MPEG program streams).
+FFmpeg decodes half a file in most containers without a message. It also does not report a zeroed box of a fragmented
+MP4, a hole in an AVI or a wrong checksum in a Matroska file.
+
+Layouts: ISO/IEC 14496-12 (MP4, MOV, 3GP), RFC 9559 (Matroska, WebM), Microsoft's AVI RIFF and Adobe's FLV file formats,
+ISO/IEC 11172-1 and 13818-1 (MPEG program streams).
 """
 
 import mmap
@@ -14,11 +16,11 @@ BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip",
 EBML, SEGMENT, CLUSTER = b"\x1aE\xdf\xa3", b"\x18S\x80g", b"\x1fC\xb6u"
 CRC32, VOID = b"\xbf", b"\xec"
 PACK, END = b"\0\0\1\xba", b"\0\0\1\xb9"
-RIFF_SLACK = 16  # bytes by which writers miscount
+RIFF_SLACK = 16  # bytes; some writers miscount by up to this
 
 
 def find_fault(path):
-    """Return why a file is not whole: "truncated: ..." or "damaged: ..."; "" if it is, or if its kind is unknown."""
+    """Return "truncated: ..." or "damaged: ..."; "" for a complete file, and for an unknown kind of file."""
     if not os.path.getsize(path):
         return ""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -149,7 +151,7 @@ def wrong_chunk(data, position, end):
 
 
 def fault_of_flv(data):
-    """Follow the tags to the end of the file. FFmpeg is silent about half a header."""
+    """Follow the tags to the end of the file. FFmpeg does not report half a header."""
     position = start = int.from_bytes(data[5:9], "big") + 4
     wrong = 0
     while position + 11 <= len(data):
@@ -166,7 +168,7 @@ def fault_of_flv(data):
 
 
 def fault_of_program_stream(data):
-    """Follow the packets to the end of the file. FFmpeg is silent about half a header."""
+    """Follow the packets to the end of the file. FFmpeg does not report half a header."""
     position = 0
     while data[position : position + 3] == PACK[:3] and data[position : position + 4] != END:
         if data[position : position + 4] != PACK:

@@ -1,15 +1,15 @@
-"""Extract audio and frames of a dataset's raw videos: what the scripts under data/ do."""
+"""Extract audio and frames of a dataset's raw videos. The scripts under data/ call this."""
 
 import itertools
 import os
 from collections import Counter, defaultdict
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import cv2
 
 from data.media import extract_audio, extract_frames
-from data.sources import Sources
 from dataset import DATASETS
 from utils.config import at_least
 from utils.errors import InputError, OneLineParser
@@ -18,6 +18,7 @@ from utils.pool import ClipError, each_clip
 
 UNFINISHED = ".partial"  # folder of unfinished outputs, in the folder of the outputs
 NAMES_SHOWN = 20
+CLOCK_STEP = 2 * 10**9  # ns, between the times that FAT can store
 FOLDERS = {  # flags that some datasets have: what the folder holds
     "target": "folder to write to, if --root is read-only (default: --root)",
     "split_path": "folder of the dataset's lists (default: %(default)s)",
@@ -49,7 +50,7 @@ def dataset_parser(description, root):
 
 
 def add_folder(parser, name, default=None):
-    """Add a flag of FOLDERS."""
+    """Add the flag `name` of FOLDERS to a parser."""
     default = default and Path(default)
     parser.add_argument(f"--{name}", type=Path, default=default, metavar="DIR", help=FOLDERS[name])
 
@@ -85,8 +86,7 @@ def outputs_of(args):
 def extract_all(source, kind, videos, missing, args):
     """Extract the audio or the frames of all videos that are not extracted yet, and print a summary.
 
-    Outputs of a video that has changed since are extracted again, and so are those of a damaged one unless such are
-    kept. Failures, and damaged videos that are kept, are listed in failed_audio.csv or failed_frames.csv.
+    Failures, and damaged videos that are kept, are listed in failed_audio.csv or failed_frames.csv.
 
     Args:
         source: the dataset.
@@ -95,38 +95,22 @@ def extract_all(source, kind, videos, missing, args):
         args: flags of `extraction_parser`.
 
     Raises:
-        InputError: there is no video, or every video fails.
+        InputError: there is no video, every video fails, or the outputs' folder is in use or cannot be written.
     """
-    outputs = outputs_of(args)
-    report = outputs / f"failed_{kind}.csv"
+    folder = outputs_of(args)
+    report = folder / f"failed_{kind}.csv"
     if not videos:
         note = f", {missing}" if missing else ""
-        raise InputError(f"{outputs}: no video of the dataset found{note}; its readme says how to get it")
+        raise InputError(f"{folder}: no video of the dataset found{note}; its readme says how to get it")
     if kind == "audio":
-        target = Path(source.audio_path.format(root=outputs))
+        target = Path(source.audio_path.format(root=folder))
+        outputs = {name: target / source.wav(split, clip_id) for name, split, clip_id, _ in videos}
         function = partial(extract_audio, keep_damaged=args.keep_damaged)
-        jobs = {name: (video, target / source.wav(split, clip_id)) for name, split, clip_id, video in videos}
     else:
-        target = Path(source.visual_path.format(root=outputs))
-        function = partial(
-            extract_frames, per_second=args.fps, min_frames=args.min_frames, keep_damaged=args.keep_damaged
-        )
-        jobs = {
-            name: (video, target / source.frames(split, clip_id, args.fps)) for name, split, clip_id, video in videos
-        }
-    results, failures, kept = extract_locked(function, jobs, target, args)
-    write_failures(report, failures | {name: f"kept: {reason}" for name, reason in kept.items()})
-    print_summary(results, failures, missing, report, kept)
-    if not results.total():
-        raise InputError(f"{report}: no clip could be processed, the reasons are in it")
-
-
-def extract_locked(function, jobs, target, args):
-    """Run `extract_new` while no other process extracts into the folder `target`.
-
-    Raises:
-        InputError: another process does, or the folder cannot be written.
-    """
+        target = Path(source.visual_path.format(root=folder))
+        outputs = {name: target / source.frames(split, clip_id, args.fps) for name, split, clip_id, _ in videos}
+        settings = {"per_second": args.fps, "min_frames": args.min_frames, "keep_damaged": args.keep_damaged}
+        function = partial(extract_frames, **settings)
     unfinished, flag = target / UNFINISHED, "--target" if hasattr(args, "target") else "--root"
     with exclusive(target, flag):
         try:
@@ -135,58 +119,66 @@ def extract_locked(function, jobs, target, args):
         except OSError as error:
             raise InputError(f"{unfinished}: {error.strerror}; change the folder's permissions, or {flag}") from None
         try:
-            return extract_new(function, jobs, target, unfinished, args)
+            jobs = {name: (video, outputs[name], unfinished) for name, _, _, video in videos}
+            results, failures, kept = extract_changed(function, jobs, args.workers)
         finally:
             remove(unfinished)
+    write_failures(report, failures | {name: f"kept: {reason}" for name, reason in kept.items()})
+    print_summary(results, failures, missing, report, kept)
+    if not results.total():
+        raise InputError(f"{report}: no clip could be processed, the reasons are in it")
 
 
-def extract_new(function, jobs, target, unfinished, args):
-    """Run the jobs whose outputs are missing or made of other versions of the videos.
+def extract_changed(function, jobs, workers):
+    """Run the jobs whose outputs are missing, or made of another version of the video.
+
+    An output gets the modification time of its video. If the times differ, the video has changed, or it was damaged
+    and kept: both are extracted again.
 
     Args:
         function: `extract_audio` or `extract_frames` with its settings bound.
-        jobs: {name: (video, output)}, outputs anywhere below `target`.
-        unfinished: folder for outputs that are being written.
-        args: keep_damaged, and workers, processes; None for one per core.
+        jobs: {name: (video, output, folder for unfinished outputs)}.
+        workers: number of processes; None for one per core.
 
     Returns:
         (Counter of results, {name: reason} of the failures, and {name: reason} of damaged clips that are kept).
     """
-    sources, results, failures, kept, todo = Sources(target), Counter(), same_output(jobs), {}, {}
-    for name in jobs.keys() - failures.keys():
-        video, output = jobs[name]
-        damaged = sources.damage(output)
-        if sources.still_holds(video, output) and (args.keep_damaged or not damaged):
+    results, failures, kept, todo = Counter(), same_output(jobs), {}, {}
+    for name in sorted(jobs.keys() - failures.keys()):
+        video, output, _ = jobs[name]
+        made = modification_time(output)
+        if made and abs(made - modification_time(video)) < CLOCK_STEP:
             results["already there"] += 1
-            kept |= {name: damaged} if damaged else {}
         else:
             remove(output)
-            todo[name] = (video, output, unfinished)
-    states = {name: os.stat(video) for name, (video, *_) in todo.items() if os.path.exists(video)}
-    try:
-        for name, result in each_clip(function, dict(sorted(todo.items())), args.workers, start=quieten_decoders):
-            if isinstance(result, ClipError):
-                failures[name] = str(result)
-                continue
-            damaged = "" if result in ("done", "already there") else result
-            results["already there" if result == "already there" else "done"] += 1
-            kept |= {name: damaged} if damaged else {}
-            sources.add(todo[name][1], states[name], damaged)
-    finally:
-        sources.finish()
+            todo[name] = jobs[name]
+    for name, result in each_clip(function, todo, workers, start=quieten_decoders):
+        if isinstance(result, ClipError):
+            failures[name] = str(result)
+            continue
+        results["done"] += 1
+        kept |= {name: result} if result != "done" else {}
     return results, dict(sorted(failures.items())), dict(sorted(kept.items()))
+
+
+def modification_time(path):
+    """Return when a file or folder was changed last, in ns; 0 if it is missing or cannot be read."""
+    with suppress(OSError):
+        return os.stat(path).st_mtime_ns
+    return 0
 
 
 def same_output(jobs):
     """Return {name: reason} of the videos that would have the same output, so that their parts would mix."""
     names = defaultdict(list)
-    for name, (_, output) in jobs.items():
+    for name, (_, output, _) in jobs.items():
         names[output].append(name)
-    failures = {}
-    for same in names.values():
-        if len(same) > 1:
-            failures |= dict.fromkeys(same, f"two videos of one name: {' and '.join(sorted(same))}; remove all but one")
-    return failures
+    reasons = {
+        output: f"two videos of one name: {' and '.join(sorted(same))}; remove all but one"
+        for output, same in names.items()
+        if len(same) > 1
+    }
+    return {name: reasons[output] for name, (_, output, _) in jobs.items() if output in reasons}
 
 
 def quieten_decoders():

@@ -1,6 +1,6 @@
-"""One clip: from a video file to JPEG frames and a wav file. PyAV demuxes and decodes with FFmpeg's libraries.
+"""Extract JPEG frames and a wav file from one video. PyAV demuxes and decodes with FFmpeg's libraries.
 
-Whatever is wrong with a file raises a ClipError, which costs that clip only.
+Every fault of a file raises a ClipError, which skips that clip only.
 """
 
 import itertools
@@ -23,17 +23,17 @@ from utils.files import is_pointer, remove, written_whole
 from utils.pool import ClipError
 
 AUDIO_RATE = 16000  # Hz
-LATE = 0.1  # s by which the audio may start after the video without silence in front of it
-TOLERANCE = 1  # s by which the lengths in the headers of real clips are wrong
-UNSTEADY = 0.5  # s by which time stamps may differ from a constant rate
-ROUNDING = 0.001  # s, of the time stamps of Matroska and FLV
-LONGEST = 600  # s for which one frame is repeated, or silence is added
-KEPT = 2**28  # bytes of a file up to which its packets are kept in memory; larger files are demuxed twice
+LATE = 0.1  # s; audio that starts later than this after the video gets silence in front of it
+TOLERANCE = 1  # s; lengths in the headers of undamaged clips are wrong by up to this
+UNSTEADY = 0.5  # s; time stamps that differ more from a constant rate mean a variable frame rate
+ROUNDING = 0.001  # s, precision of time stamps in Matroska and FLV
+LONGEST = 600  # s; one frame is repeated, or silence is added, for no longer than this
+IN_MEMORY = 2**28  # bytes; packets of larger files are not stored, the file is demuxed twice
 STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # of cover art, which Matroska does not mark as such
-TIMED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")  # containers with the time of every frame
+TIMED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")  # containers that store the time of every frame
 CUT = "Packet corrupt"  # FFmpeg's warning where a file ends within a packet
-# A clip that was cut out of a longer video begins with frames that depend on frames before the cut; an edit list hides
-# them. Of an MP3 stream that ends within a frame, every player leaves out that frame.
+# A clip that was cut out of a longer video can start with frames that depend on missing frames; an edit list hides
+# them. If an MP3 stream ends within a frame, every player leaves out that frame.
 HARMLESS = re.compile(
     r"mmco: unref short failure|co located POCs unavailable|[Rr]eference picture missing|Missing reference picture"
     r"|Could not find ref with POC|[Rr]equested reference|Not all references are available|number of reference frames"
@@ -43,7 +43,7 @@ HARMLESS = re.compile(
 
 open_container = partial(av.open, metadata_errors="replace")  # metadata may have any encoding
 av.logging.set_level(av.logging.WARNING)
-av.logging.set_skip_repeated(False)  # a message that the file before gave, too, would be left out
+av.logging.set_skip_repeated(False)  # otherwise a message that the previous file also caused would be missing
 
 
 class SilentClip(ClipError):
@@ -51,7 +51,7 @@ class SilentClip(ClipError):
 
 
 def extract_frames(video, folder, unfinished, per_second=1, min_frames=1, keep_damaged=False):
-    """Write the frames that `choose_frames` chooses to `folder`, which is left alone if it exists: all or nothing.
+    """Write the frames that `choose_frames` chooses to a new `folder`: all or nothing.
 
     Args:
         unfinished: a folder on the same disk, to write in until everything is written.
@@ -59,20 +59,18 @@ def extract_frames(video, folder, unfinished, per_second=1, min_frames=1, keep_d
         keep_damaged: extract the decodable part of a truncated or damaged video.
 
     Returns:
-        "done", "already there", or with `keep_damaged` the reason why the video is not whole.
+        "done", or with `keep_damaged` the reason why the video is not whole.
 
     Raises:
         ClipError: a Git LFS pointer, a video that is truncated, damaged or cannot be decoded, or too few frames.
     """
-    folder = Path(folder)
-    if folder.is_dir():
-        return "already there"
-    with opened(video, keep_damaged) as media, written_whole(folder, unfinished) as new:
+    with opened(video, keep_damaged) as media, written_whole(Path(folder), unfinished) as new:
         save_frames(media, best_video(media.container), per_second, new)
         reason = media.check()
         count = len(os.listdir(new))
         if count < min_frames:
             raise ClipError(f"too short: {count} frame(s) at {per_second} a second, {min_frames} are needed")
+        media.date(new)
     return reason or "done"
 
 
@@ -85,10 +83,7 @@ def extract_audio(video, wav, unfinished, keep_damaged=False):
         SilentClip: no audio track, or one without a sample.
         ClipError: a Git LFS pointer, or audio that is truncated, damaged or cannot be decoded.
     """
-    wav = Path(wav)
-    if wav.exists():
-        return "already there"
-    with opened(video, keep_damaged) as media, written_whole(wav, unfinished) as new:
+    with opened(video, keep_damaged) as media, written_whole(Path(wav), unfinished) as new:
         stream = best_audio(media.container)
         samples = decode_audio(media, stream)
         reason = media.check()
@@ -99,6 +94,7 @@ def extract_audio(video, wav, unfinished, keep_damaged=False):
         with wave.open(str(new), "wb") as file:
             file.setparams((1, 2, AUDIO_RATE, 0, "NONE", "not compressed"))
             file.writeframes(silence + samples)
+        media.date(new)
     return reason or "done"
 
 
@@ -125,32 +121,33 @@ def opened(path, keep_damaged):
         raise ClipError(f"not decodable: {error.strerror}; download it again") from None
     except (ClipError, OSError):
         raise
-    except Exception as error:  # damaged files raise nearly anything
+    except Exception as error:  # damaged files can raise any exception
         raise ClipError(f"not decodable: {type(error).__name__}: {error}; download it again") from None
 
 
 class Media:
-    """A video file that is open, and what shows that it is not whole.
+    """An open video file, and the evidence of whether it is complete.
 
     Attributes:
         container: PyAV's container.
-        log: what FFmpeg's libraries logged so far, [(level, origin, message), ...].
+        log: messages of FFmpeg's libraries so far, [(level, origin, message), ...].
     """
 
     def __init__(self, path, container, log, fault, keep_damaged):
         self.path, self.container, self.log, self.fault, self.keep_damaged = path, container, log, fault, keep_damaged
-        self.kept, self.ends = None, None  # ends: {index of a stream: end of its last packet}
+        self.stored, self.ends = None, None  # ends: {index of a stream: end of its last packet}
+        self.time = os.stat(path).st_mtime_ns
 
     def packets(self, stream):
-        """Return the packets of a stream in the order of the file, as often as needed."""
-        if os.path.getsize(self.path) > KEPT:
+        """Return the packets of a stream in the order of the file. Can be called several times."""
+        if os.path.getsize(self.path) > IN_MEMORY:
             return self.demux(stream)
-        if self.kept is None:
-            self.kept = list(self.demux(stream))
-        return self.kept
+        if self.stored is None:
+            self.stored = list(self.demux(stream))
+        return self.stored
 
     def demux(self, stream):
-        """Yield the packets of a stream until the file or its readable part ends; note when each stream ends."""
+        """Yield the packets of a stream until the file or its readable part ends; record where each stream ends."""
         try:
             container = self.container if self.ends is None else open_container(self.path)
             self.ends = {}
@@ -180,16 +177,21 @@ class Media:
                 self.log_error(error)
 
     def log_error(self, error):
-        """Add an exception to what FFmpeg's libraries logged."""
+        """Add an exception to the log."""
         words = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         self.log.append((av.logging.ERROR, self.container.format.name, words))
 
     def check(self):
-        """Return why the file is not whole, "" if it is; raise it as a ClipError unless such files are kept."""
-        reason = self.fault or self.shortfall() or complaint(self.log)
+        """Return why the file is incomplete or damaged, "" if it is neither; raise ClipError unless `keep_damaged`."""
+        reason = self.fault or self.shortfall() or first_error(self.log)
         if reason and not self.keep_damaged:
             raise ClipError(reason)
         return reason
+
+    def date(self, output):
+        """Give an output the video's modification time, 0 for a damaged video; data/extraction.py compares it."""
+        time = 0 if self.check() else self.time
+        os.utime(output, ns=(time, time))
 
     def shortfall(self):
         """Return a reason if the last packet ends before the end that the headers give, else ""."""
@@ -200,7 +202,9 @@ class Media:
             pairs = [((self.container.duration or 0) / av.time_base, max(ends.values(), default=0))]
         elif name == "avi" or name.startswith("mov"):
             for index, stream in streams.items():
-                length = stream.frames if name == "avi" else stream.duration  # of an AVI this is what is there
+                length = (
+                    stream.frames if name == "avi" else stream.duration
+                )  # an AVI's duration describes what is left of it
                 if length and not stream.disposition & Disposition.attached_pic:
                     pairs.append((start_of(stream) + length * stream.time_base, ends.get(index, 0)))
         for promised, end in pairs:
@@ -209,8 +213,8 @@ class Media:
         return ""
 
 
-def complaint(log):
-    """Return the first message that shows damage, as `[h264] its words`, in the form of a reason; "" for none."""
+def first_error(log):
+    """Return the first message of a log that shows damage, as the reason for a ClipError; "" if there is none."""
     for level, origin, message in log:
         if CUT in message:
             return "truncated: the file ends within a packet; download it again"
@@ -248,7 +252,7 @@ def best_audio(container):
 
 
 def save_frames(media, stream, per_second, folder):
-    """Write the frames of a video that `choose_frames` chooses to `folder` as `<number, 5 digits>.jpg`."""
+    """Write the frames that `choose_frames` chooses to `folder`, as `<number, 5 digits>.jpg`."""
     if stream is None:
         raise ClipError("not decodable: no video in it; download it again")
     times = packet_times(stream, media.packets(stream))
@@ -257,7 +261,7 @@ def save_frames(media, stream, per_second, folder):
     packets = needed_packets(stream, media.packets(stream), chosen) if timed else media.packets(stream)
     keys = save_chosen(((frame.pts, frame) for frame in media.decode(stream, packets)), chosen, folder)
     found = chosen.keys() <= set(keys) if timed else keys == times
-    if not times or not found and not complaint(media.log):  # packets and frames do not correspond: count frames
+    if not times or not found and not first_error(media.log):  # packets and frames do not correspond: count frames
         times = [frame.pts for frame in media.decode(stream, media.packets(stream))]
         chosen = choose_frames(times, stream, per_second)
         keys = save_chosen(enumerate(media.decode(stream, media.packets(stream))), chosen, folder)
@@ -278,11 +282,11 @@ def packet_times(stream, packets):
 def choose_frames(times, stream, per_second):
     """Choose frames 0, k, 2k, ..., where k = int(frames per second / per_second), at least 1, as the authors do.
 
-    Where `times` differ from a constant rate by more than half a second, choose the frames shown at 0, 1, 2, ... /
-    per_second s, under the same numbers.
+    If `times` differ from a constant rate by more than half a second, choose the frames shown at 0, 1, 2, ... /
+    per_second s, with the same numbers.
 
     Returns:
-        {position of the frame in `times`: [numbers under which it is saved]}.
+        {position of a frame in `times`: [numbers of the files it is saved to]}.
     """
     rate = float(stream.average_rate or stream.guessed_rate or 1)
     step = max(1, int(rate / per_second))
@@ -296,16 +300,16 @@ def choose_frames(times, stream, per_second):
     chosen, moment = {}, 0
     for k, until in enumerate([*seconds[1:], seconds[-1] + 1 / rate]):
         first, moment = moment, max(moment, math.ceil(per_second * (until - ROUNDING)))
-        # a frame that is shown for very long has a wrong time, and would fill the disk
+        # a frame that lasts very long has a wrong time stamp, and its copies would fill the disk
         if moment > first:
             chosen[k] = [number * step for number in range(first, min(moment, first + LONGEST * per_second))]
     return chosen
 
 
 def needed_packets(stream, packets, chosen):
-    """Yield the packets to decode, and let the decoder skip frames that are not chosen and that no frame depends on."""
+    """Yield the packets to decode; the decoder skips frames that are not chosen and that no other frame needs."""
     decoder, waiting = stream.codec_context, []
-    in_order = codec_of(stream) == "flv"  # whose frames depend on the frames since the last key frame only
+    in_order = codec_of(stream) == "flv"  # each frame needs only the frames since the last key frame
     for packet in packets:
         if packet.is_keyframe and in_order:
             waiting = []
@@ -318,7 +322,7 @@ def needed_packets(stream, packets, chosen):
 
 
 def save_chosen(frames, chosen, folder):
-    """Write those of (key, frame) that are in {key: [numbers]}, upright, to a new `folder`; return all keys."""
+    """Write the chosen ones of (key, frame), upright, to a new `folder`; return all keys. chosen: {key: [numbers]}."""
     remove(folder)
     folder.mkdir()
     keys, converter = [], VideoReformatter()
@@ -334,7 +338,7 @@ def save_chosen(frames, chosen, folder):
 
 
 def decode_audio(media, stream):
-    """Decode an audio stream and resample it with FFmpeg -> 16-bit samples at AUDIO_RATE Hz, mono, as bytes."""
+    """Decode and resample an audio stream; return 16-bit mono samples at AUDIO_RATE Hz, as bytes."""
     parts, resampler, previous = [], None, None
     for frame in itertools.chain(media.decode(stream, media.packets(stream)), [None]):
         current = frame and (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -344,6 +348,6 @@ def decode_audio(media, stream):
             previous = current
         parts += resampler.resample(frame) if resampler else []
     samples = b"".join(part.to_ndarray().tobytes() for part in parts if part)
-    if media.container.format.name.startswith("mov") and stream.frames:  # with an edit list, which ends within a frame
+    if media.container.format.name.startswith("mov") and stream.frames:  # an edit list can end within a frame
         samples = samples[: 2 * math.ceil(stream.duration * stream.time_base * AUDIO_RATE)]
     return samples

@@ -1,4 +1,4 @@
-"""A single video, extracted and read just as the clips of a dataset are."""
+"""Extract and read a single video in the same way as the clips of a dataset."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ from dataset.clips import ClipDataset
 from utils.errors import InputError
 from utils.pool import process_clips
 
-FILM_LIMIT = 3600  # seconds to extract the frames and the sound of one, which may be longer than any dataset's
+FILM_LIMIT = 3600  # s to extract frames and audio of a video, which can be longer than a dataset's clips
 
 
 class OneClip:
@@ -30,7 +30,7 @@ class OneClip:
 
 
 def read_video(video, args):
-    """A video as an item of `args.dataset` in evaluation; silence stands in for the sound of one that has none.
+    """Return a video as an item of `args.dataset` in evaluation. A video without audio gets silence.
 
     Args:
         video: path of a file that FFmpeg reads.
@@ -40,16 +40,16 @@ def read_video(video, args):
         ({"audio": spectrogram (1, F, T), "visual": frames (3, N, H, W)}, 0), and whether it has audio.
 
     Raises:
-        InputError: it cannot be decoded, has no picture, or too few for `num_frame`.
+        InputError: it cannot be decoded, or has fewer than `num_frame` frames.
     """
     with TemporaryDirectory() as folder:
-        wav, frames = Path(folder) / "sound.wav", Path(folder) / "frames"
+        wav, frames = Path(folder) / "audio.wav", Path(folder) / "frames"
         job = (video, wav, frames, args.fps, args.num_frame)
         _, failures = process_clips(extract_clip, {video: job}, workers=1, start=quieten_decoders, limit=FILM_LIMIT)
         if failures:
             raise InputError(f"{video}: {failures[video]}; give --video a whole video file")
-        has_sound = wav.exists()
-        if not has_sound:
+        has_audio = wav.exists()
+        if not has_audio:
             soundfile.write(wav, np.zeros(AUDIO_RATE), AUDIO_RATE)
         clip = Clip(video, str(wav), str(frames), list_frames(frames), label=0)
-        return ClipDataset(OneClip(clip, DATASETS[args.dataset]()), args, "test")[0], has_sound
+        return ClipDataset(OneClip(clip, DATASETS[args.dataset]()), args, "test")[0], has_audio

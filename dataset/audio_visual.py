@@ -1,4 +1,4 @@
-"""Base of the datasets of audio and frames: which clips there are, and where their files lie."""
+"""Base of the datasets of audio and frames: which clips they have, and where the files are."""
 
 import os
 
@@ -30,7 +30,7 @@ class AudioVisual(Source):
         return self.audio
 
     def preprocessing(self, args):
-        """Return what to do if a folder is missing, in words."""
+        """Return advice for a message about a missing folder."""
         return "get and preprocess the dataset"
 
     def wav(self, split, clip_id):
@@ -62,10 +62,10 @@ class AudioVisual(Source):
         raise NotImplementedError
 
     def videos(self, args):
-        """Return the raw videos, [(name for messages, split, clip id, path), ...], and words on missing ones or "".
+        """Return the raw videos, [(name for messages, split, clip id, path), ...], and a text about missing ones or "".
 
         Args:
-            args: of an extraction script: root, and `raw_flags`.
+            args: flags of an extraction script: root, and `raw_flags`.
 
         Raises:
             InputError: a folder or list is missing or wrong.
@@ -93,7 +93,7 @@ class SplitLists(AudioVisual):
     """Base of the datasets with lists `<split>.csv`, rows `<id>,<class>`."""
 
     def remedy(self, args):
-        """Return what to do if a list is missing, in words."""
+        """Return advice for a message about a missing list."""
         return "get or create it as the dataset's readme says"
 
     def clips(self, args, split):

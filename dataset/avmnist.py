@@ -15,4 +15,4 @@ class AVMNIST(SplitLists):
 
     def remedy(self, args):
         folders = f"--root {args.visual_path} --split_path {args.split_path}"
-        return f"make it with `python data/AVMNIST/make_pairs.py {folders}`"
+        return f"create it with `python data/AVMNIST/make_pairs.py {folders}`"

@@ -1,4 +1,4 @@
-"""The base of all datasets: a file of this folder holds all that the code knows of one dataset."""
+"""Base of all datasets. Everything that the code knows about one dataset is in one file of this folder."""
 
 import math
 import os
@@ -52,7 +52,7 @@ class Source:
         n_classes: number of model outputs.
         script: settings of the dataset's script that are not the flags' defaults, {flag: value}.
         root: folder of the dataset.
-        decides: flags whose defaults are attributes of the dataset; in texts "{root}" stands for the root.
+        decides: flags whose defaults are attributes of the dataset; in strings "{root}" is replaced by the root.
         without: flags that have no effect.
     """
 
@@ -105,9 +105,9 @@ def list_frames(folder):
 
 
 def within_audio(clip, fps, num_frame):
-    """Return a Clip without the frames after its audio, if its frames last more than twice as long.
+    """Return a Clip without the frames after the end of its audio, if the frames last more than twice as long.
 
-    Frames, `fps` per second, start with the audio; `num_frame` of them stay in any case.
+    At least `num_frame` frames are kept. Frames, `fps` per second, start when the audio starts.
     """
     import soundfile  # which --help does without
 

@@ -1,8 +1,8 @@
 """Decode every clip once up front: drop the ones that fail, cache the others as memory-mapped arrays.
 
 The cache is a folder with a file `<hash>.npy` for each clip and decoder, or `<hash>.txt` with the reason why the clip
-cannot be decoded. The hash follows the decoder and the paths, sizes and times of change of the clip's files. There is
-no index and no lock: a file is written under a temporary name and renamed, and the folder can be deleted at any time.
+cannot be decoded. The hash depends on the decoder and on paths, sizes and modification times of the clip's files. The
+cache has no index and no lock: a file is written under a temporary name and renamed. You can delete it at any time.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def prepare(dataset, args, workers):
     files = {clip.id: os.path.join(args.cache_path, hash_of(dataset.decoder, clip)) for clip in dataset.clips}
     with first_on_machine():
         failed = decode_missing(dataset, files, args, workers) if is_first_on_machine() else {}
-    for each in gather(failed):  # what one machine cannot read, none trains on
+    for each in gather(failed):  # a clip that one machine cannot read is left out on all
         dataset.damaged |= each
     dataset.clips = [clip for clip in dataset.clips if clip.id not in dataset.damaged]
     dataset.cached = {name: f"{path}.npy" for name, path in files.items() if os.path.exists(f"{path}.npy")}
@@ -48,7 +48,7 @@ def prepare(dataset, args, workers):
 
 
 def decode_missing(dataset, files, args, workers):
-    """Decode what is not in the cache, and store it while there is room; return {id: reason} of the damaged clips."""
+    """Decode the clips that are not in the cache; store them while there is room; return {id: reason} of failures."""
     failed, jobs, problem, room = {}, {}, None, args.cache_gb * GB
     with suppress(OSError), os.scandir(args.cache_path) as entries:
         room -= sum(entry.stat().st_size for entry in entries)
@@ -100,7 +100,7 @@ def decode(decoder, clip, path, room):
     except ClipError as error:
         with suppress(OSError):
             for file in clip.files():
-                open(file, "rb").close()  # what cannot be read now, perhaps can be tomorrow
+                open(file, "rb").close()  # an error of reading is not remembered: it may be temporary
             write(f"{path}.txt", str(error).encode(errors="surrogateescape"))
         raise
     try:

@@ -1,4 +1,4 @@
-"""The clip reader that every dataset shares: a spectrogram and a few frames per clip."""
+"""Read clips of any audio-visual dataset: a spectrogram and a few frames per clip."""
 
 import os
 from contextlib import suppress
@@ -31,14 +31,14 @@ def load_waveform(path, rate):
     """Read an audio file as mono float32 samples (n,) at `rate` Hz.
 
     Raises:
-        InputError: the file is missing, unreadable or holds no sample.
+        InputError: the file is missing, cannot be read or contains no audio.
     """
-    import librosa.core.audio  # here, because its seconds are only for those who decode: a warm cache does without
+    import librosa.core.audio  # here, because the import takes seconds, and a warm cache needs no decoding
 
     try:
         if reason := wav_fault(path):
             raise InputError(f"{path}: {reason}; {RESTORE}")
-        with open(path, "rb") as file:  # of a path that soundfile refuses, librosa would try other decoders
+        with open(path, "rb") as file:  # with a path, librosa would try other decoders if soundfile fails
             samples, file_rate = librosa.load(file, sr=None)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; {RESTORE}") from None
@@ -46,9 +46,9 @@ def load_waveform(path, rate):
         remedy = "restore it (`git lfs pull` if it is a Git LFS pointer) or take its clip off the split list"
         raise InputError(f"{path}: not a readable audio file; {remedy}") from None
     if not len(samples):
-        raise InputError(f"{path}: holds no audio; {RESTORE}")
+        raise InputError(f"{path}: contains no audio; {RESTORE}")
     if len(samples) < SHORTEST * file_rate:
-        raise InputError(f"{path}: holds {len(samples)} sample(s), too short to be heard; {RESTORE}")
+        raise InputError(f"{path}: only {len(samples)} sample(s) of audio; {RESTORE}")
     if not np.isfinite(samples).all():
         raise InputError(f"{path}: samples that are not finite; {RESTORE}")
     return librosa.resample(samples, orig_sr=file_rate, target_sr=rate)
@@ -97,13 +97,13 @@ def resize(image, size):
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decode the part of a clip that is the same in all epochs; dataset/cache.py keeps it.
+    """Decode the part of a clip that is the same in all epochs and can be cached.
 
     Args:
         audio: AudioSettings.
         num_frame: frames per clip, N.
         size: side of the images, in pixels.
-        training: leave to each epoch what it draws: crops of images, and N of all frames.
+        training: return whole images and all frames, of which each epoch draws crops and N frames.
     """
 
     audio: AudioSettings
@@ -112,7 +112,7 @@ class Decoder:
     training: bool
 
     def waveform(self, clip):
-        """Return the clip's samples (n,), repeated to fill the seconds in use, and cut to them unless they are a crop.
+        """Return the clip's samples (n,), repeated to the length that `AudioSettings` describes.
 
         Raises:
             InputError: its file cannot be decoded.
@@ -163,26 +163,26 @@ class Decoder:
 class ClipDataset(Dataset):
     """Items ({"audio": spectrogram (1, F, T), "visual": frames (3, N, H, W)}, label) of one split.
 
-    Training draws N frames in order of time, crops and flips at random, as a function of (seed, epoch, clip) alone;
-    evaluation takes N evenly spaced frames and is deterministic.
+    Training draws N frames, in order of time, and crops and flips at random, as a function of (seed, epoch, clip)
+    alone. Evaluation takes N evenly spaced frames and is deterministic.
 
-    A list of numbers in place of one gives a batch as utils.batches.to_device takes it: spectrograms (B, 1, F, T),
-    frames as bytes (B, N, H, W, 3), and labels (B,).
+    A list of numbers as index gives a batch for utils.batches.to_device: spectrograms (B, 1, F, T), frames as bytes
+    (B, N, H, W, 3), and labels (B,).
 
     Args:
         source: a dataset of this folder, such as CREMAD().
         args: settings: paths, fps, num_frame (N), image_size, random_seed, val_ratio.
-        split: "train", "test", or "val", the training clips that --val_ratio holds out; "plain", "train" as evaluated.
+        split: "train", "test", or "val", the training clips that --val_ratio holds out; "plain" is "train" as in
+            evaluation.
         training: draw and augment; by default for the split "train".
 
     Attributes:
         clips: a list of Clip.
         skipped: ids of the split that have no audio or fewer than N frames.
-        cut: ids of clips whose frames go on long after their audio; evaluation takes those within it.
+        cut: ids of clips whose audio is much shorter than their frames; evaluation takes frames within the audio.
         damaged: {id: reason} of clips that cannot be decoded, see dataset/cache.py.
-        cached: {id: file in the cache} of clips that need not be decoded again, see there.
-        training: whether it draws and augments.
-        epoch: what draws, crops, flips and order depend on.
+        cached: {id: file in the cache} of clips that need not be decoded again.
+        epoch: draws, crops, flips and order depend on it.
         classes: names of the classes, in the order of their labels.
 
     Raises:
@@ -220,7 +220,7 @@ class ClipDataset(Dataset):
                 )
 
     def __str__(self):
-        """The number of clips, and of those left out with the first one's name."""
+        """Return the number of clips, and how many are left out and why, with the first id of each kind."""
         text = f"{len(self)} clips"
         if self.skipped:
             text += f", {len(self.skipped)} skipped without audio or enough frames, {self.skipped[0]} first"
@@ -231,13 +231,13 @@ class ClipDataset(Dataset):
         return text
 
     def left_out(self):
-        """Yield (id, reason) of every clip of the split that is left out."""
+        """Yield (id, reason) for every clip of the split that is left out."""
         for clip_id in self.skipped:
             yield clip_id, f"no audio, or fewer than {self.decoder.num_frame} frame(s)"
         yield from self.damaged.items()
 
     def prepare(self, args, workers):
-        """Decode what is not in the cache, in `workers` processes; see dataset/cache.py."""
+        """Decode the clips that are not in the cache, in `workers` processes; see dataset/cache.py."""
         prepare(self, args, workers)
 
     def __len__(self):
@@ -250,7 +250,7 @@ class ClipDataset(Dataset):
         return {"audio": inputs["audio"][0], "visual": normalise(inputs["visual"][0]).permute(3, 0, 1, 2)}, label.item()
 
     def batch(self, clips):
-        """Return clips as they look in this epoch: a batch as the class describes it."""
+        """Return a batch of clips, as drawn in this epoch."""
         waveforms, images = [], []
         with torch.random.fork_rng(devices=()):  # torchvision draws from the CPU's global generator alone
             for clip in clips:
@@ -289,7 +289,7 @@ class ClipDataset(Dataset):
         """Crop, resize and flip an image at random: (H, W, 3) -> (size, size, 3).
 
         The result equals torchvision's RandomResizedCrop and RandomHorizontalFlip to the bit, in 0.5 instead of 1.0 ms
-        of one core (480 x 360 to 224 x 224), because it resizes pixels that lie together.
+        of one core (480 x 360 to 224 x 224), because the crop is contiguous in memory when it is resized.
         """
         box = self.random_crop.make_params([image.permute(2, 0, 1)])
         top, left = box["top"], box["left"]

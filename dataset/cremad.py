@@ -17,7 +17,7 @@ class CREMAD(SplitLists):
 
     def remedy(self, args):
         folders = f"--root {args.visual_path} --split_path {args.split_path}"
-        return f"make it with `python data/CREMAD/make_split.py {folders}`, or put the authors' there"
+        return f"create it with `python data/CREMAD/make_split.py {folders}`, or copy the authors' list there"
 
     def videos(self, args):
         videos = list_videos(os.path.join(args.root, "VideoFlash"), "--root")

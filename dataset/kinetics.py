@@ -1,4 +1,4 @@
-"""Kinetics-400 (Kay et al., 2017), and Kinetics-Sounds, the classes of it that can be heard (Arandjelovic, 2017)."""
+"""Kinetics-400 (Kay et al., 2017), and Kinetics-Sounds, its classes with typical sounds (Arandjelovic, 2017)."""
 
 import os
 from collections import Counter
@@ -83,18 +83,14 @@ class KineticSound(Kinetics400):
 
     def leave_out(self, others, where):
         if others:
-            raise InputError(f"{where}: a folder {next(iter(others))}, which is none of the classes; move it away")
+            raise InputError(f"{where}: a folder {next(iter(others))}, which is not one of the classes; move it away")
 
     def wanted(self):
         return read_classes(PROJECT / self.split_path / "class.txt")
 
 
 def list_tree(path, flag):
-    """Return what the class folders in a folder hold, as a set of `<class>/<name>`.
-
-    Raises:
-        InputError: the folder is missing; the message names `flag`.
-    """
+    """Return the content of the class folders in a folder, as a set of `<class>/<name>`."""
     check_folder(path, flag)
     return {
         f"{folder.name}/{name}"

@@ -6,11 +6,14 @@ from utils.errors import InputError, warn_once
 from utils.files import looked_in
 
 
-def read_rows(path, form, delimiter=",", remedy="get or make it as the dataset's readme says"):
+def read_rows(path, form, delimiter=",", remedy="get or create it as the dataset's readme says"):
     """Yield (where, cells) for every row of a UTF-8 list without a header; `where` names file and line for messages.
 
-    Cells are stripped, blank lines and a byte order mark ignored. `form` shows a row, such as '<id>,<class>'; `remedy`
-    says what to do where the list is missing.
+    Cells are stripped. Blank lines and a byte order mark are ignored.
+
+    Args:
+        form: what a row looks like, such as '<id>,<class>'.
+        remedy: what to do if the list is missing, for the message.
 
     Raises:
         InputError: the list is missing, empty or not text, or a row has another number of cells.
@@ -24,42 +27,34 @@ def read_rows(path, form, delimiter=",", remedy="get or make it as the dataset's
                     continue
                 where, empty = f"{path}, line {reader.line_num}", False
                 if len(row) != width:
-                    raise InputError(f"{where}: {delimiter.join(row)!r} is not {form!r}; mend the line")
+                    raise InputError(f"{where}: {delimiter.join(row)!r} is not {form!r}; fix the line")
                 yield where, [cell.strip() for cell in row]
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such list{looked_in(path)}; {remedy}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; allow reading it, or give another folder of lists") from None
     except (UnicodeDecodeError, csv.Error):
-        raise InputError(f"{path}: not a readable UTF-8 list of {form!r} rows; get or make it again") from None
+        raise InputError(f"{path}: not a readable UTF-8 list of {form!r} rows; get or create it again") from None
     if empty:
-        raise InputError(f"{path}: an empty list; get or make it again from clips that are there")
+        raise InputError(f"{path}: an empty list; get or create it again")
 
 
 def check_name(name, where):
-    """Return `name` if it is good for a file in its folder.
-
-    Raises:
-        InputError: it is empty, or leads elsewhere.
-    """
+    """Return `name`; raise InputError if it is empty or would lead to another folder."""
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise InputError(f"{where}: {name!r} is not a clip's name; mend the line")
+        raise InputError(f"{where}: {name!r} is not a clip's name; fix the line")
     return name
 
 
 def whole_number(text, where):
-    """Text as a number of seconds, 0 or more.
-
-    Raises:
-        InputError: it is none.
-    """
+    """Return a text as a number of seconds, 0 or more; raise InputError if it is none."""
     if not (text.isascii() and text.isdigit()):
-        raise InputError(f"{where}: {text!r} is not a number of seconds; mend the line")
+        raise InputError(f"{where}: {text!r} is not a number of seconds; fix the line")
     return int(text)
 
 
 def read_split(path, classes, **missing):
-    """A split list, rows `<id>,<class>` -> [(id, label), ...]; `remedy` as `read_rows` has it.
+    """Read a split list, rows `<id>,<class>`; return [(id, label), ...]. `missing`: a remedy as in `read_rows`.
 
     Raises:
         InputError: the list or a row is wrong.
@@ -68,7 +63,9 @@ def read_split(path, classes, **missing):
     rows = []
     for where, (clip_id, name) in read_rows(path, "<id>,<class>", **missing):
         if name not in labels:
-            raise InputError(f"{where}: {clip_id} has the unknown class {name!r}; known: {', '.join(classes)}")
+            raise InputError(
+                f"{where}: {clip_id} has the unknown class {name!r}; known: {', '.join(classes)}; fix the line"
+            )
         rows.append((where, check_name(clip_id, where), labels[name]))
     return [(clip_id, label) for clip_id, label in without_repeats(path, rows)]
 
@@ -94,7 +91,7 @@ def without_repeats(path, rows):
 
 
 def read_classes(path):
-    """A list of class names, one a line -> the names in order, with underscores for spaces.
+    """Read a list of class names, one per line; return them in order, with underscores instead of spaces.
 
     Raises:
         InputError: the list or a row is wrong.
@@ -103,7 +100,7 @@ def read_classes(path):
 
 
 def read_vggsound(path):
-    """vggsound.csv, rows `<youtube id>,<start>,<label>,<split>` -> [(clip id, label, "train" or "test"), ...].
+    """Read vggsound.csv, rows `<youtube id>,<start>,<label>,<split>`; return [(clip id, label, split), ...].
 
     The clip id is `<youtube id>_<start, 6 digits>`.
 
@@ -113,21 +110,21 @@ def read_vggsound(path):
     rows, remedy = [], "get it as data/VGGSound/README.md says"
     for where, (video, start, label, split) in read_rows(path, "<id>,<start>,<label>,<split>", remedy=remedy):
         if split not in ("train", "test"):
-            raise InputError(f"{where}: the split is {split!r}, neither train nor test; mend the line")
+            raise InputError(f"{where}: the split is {split!r}, neither train nor test; fix the line")
         rows.append((where, f"{check_name(video, where)}_{whole_number(start, where):06d}", label, split))
     return list(without_repeats(path, rows))
 
 
 def vggsound_aliases(clip_id):
-    """The other names by which downloaders keep a clip of VGGSound: seconds not padded, as a fraction, or left out."""
+    """Return other names of a VGGSound clip that downloaders use: seconds not padded, as a fraction, or left out."""
     video, _, start = clip_id.rpartition("_")
     return f"{video}_{int(start)}", f"{video}_{int(start)}.000", video
 
 
 def read_ave(path):
-    """A list of AVE, rows `category&id&quality&start&end` -> [(id, category), ...].
+    """Read a list of AVE, rows `category&id&quality&start&end`; return [(id, category), ...].
 
-    A row is an event; of a video with several, which may be of two categories, all are kept, with a warning.
+    A row is an event. A video can have several events, even of two categories: all are kept, with a warning.
 
     Raises:
         InputError: the list or a row is wrong.
@@ -138,5 +135,5 @@ def read_ave(path):
             whole_number(seconds, where)
         rows.append((check_name(clip_id, where), category))
     if repeats := len(rows) - len({clip_id for clip_id, _ in rows}):
-        warn_once(f"{path}: {repeats} row(s) are of a video that another row has too; all are used")
+        warn_once(f"{path}: {repeats} row(s) name a video that another row names too; all are used")
     return rows

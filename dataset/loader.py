@@ -1,4 +1,4 @@
-"""Batches: which clips in which order, read by how many data-loading workers."""
+"""Data loading: which clips are in which batch, and how many workers read them."""
 
 import atexit
 import multiprocessing
@@ -11,7 +11,6 @@ import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from dataset import build_dataset
-from dataset.leaks import warn_of_leaks
 from utils.errors import SIGNALS, InputError, warn_once
 from utils.pool import cores, why_no_processes
 from utils.processes import first_process, rank, size
@@ -22,10 +21,10 @@ BATCHES_AHEAD = 2  # that each worker prepares
 
 
 class BatchSampler(Sampler):
-    """Numbers of clips, a list per batch; each of several processes gets its part of every batch.
+    """Yield a list of clip numbers per batch; each of several processes gets its part of every batch.
 
-    Training batches are of equal size, in an order that is a function of (seed, epoch) alone: the clips that are left
-    over are dropped, as in the authors' code; fewer clips than a batch are one batch. Evaluation takes every clip once.
+    Training batches have equal size, in an order that depends on (seed, epoch) alone. The last, smaller batch is
+    dropped, as in the authors' code, unless it is the only one. Evaluation takes every clip once.
 
     Attributes:
         size: clips of a batch in all processes; the last one of an evaluation may be smaller.
@@ -49,12 +48,12 @@ class BatchSampler(Sampler):
             return len(self.dataset) // self.size
         return -(-len(self.dataset) // self.size)
 
-    def __iter__(self):  # a process without a clip of an evaluation's last batch evaluates the first one once more
+    def __iter__(self):  # a process without a clip of the last evaluation batch evaluates the batch's first clip
         return (batch[rank() :: size()] or batch[:1] for batch in self.batches())
 
 
 def ignore_signals(_):
-    """Leave the signals that a terminal or a cluster sends to every process to the main process."""
+    """Ignore signals in a worker. A terminal or a cluster sends them to every process; the main one handles them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # which Loader has blocked
@@ -62,7 +61,7 @@ def ignore_signals(_):
 
 @atexit.register
 def end_workers():
-    """Kill the workers that an error has left: they ignore SIGTERM, so that multiprocessing would wait forever."""
+    """Kill workers that are left after an error. They ignore SIGTERM, so multiprocessing would wait forever."""
     if workers := multiprocessing.active_children():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report them as killed
         for worker in workers:
@@ -70,7 +69,7 @@ def end_workers():
 
 
 def share(batch):
-    """Move a worker's batch to shared memory. If there is no room, this raises; in PyTorch's queue it would hang."""
+    """Move a worker's batch to shared memory. This raises if there is no room, where PyTorch's queue would hang."""
     if get_worker_info() is not None:
         inputs, label = batch
         for value in (*inputs.values(), label):
@@ -79,7 +78,7 @@ def share(batch):
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers meet no signal before they ignore it, and that says if none can be started."""
+    """A DataLoader that blocks signals until its workers ignore them, and reports if no worker can be started."""
 
     def __iter__(self):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -95,7 +94,7 @@ class Loader(DataLoader):
 
 
 def usable_workers(workers, batch_bytes):
-    """Return how many of `workers` can hand over their batches, and warn if not all can.
+    """Return how many of `workers` have room for their batches in shared memory; warn if not all have.
 
     Args:
         batch_bytes: size of a batch.
@@ -169,12 +168,12 @@ class Data:
 
     Args:
         settings: of the run.
-        splits: what the method reads besides: "val", "plain".
+        splits: splits that the method also reads: "val", "plain".
 
     Attributes:
-        datasets: {split: ClipDataset}, before it is known which clips can be decoded.
+        datasets: {split: ClipDataset}.
         description: for each split the number of clips listed, and hashes of names and labels and of the classes.
-        loaders: {split: loader}; made by `load`.
+        loaders: {split: loader}; created by `load`.
         chosen_on: the split that chooses the best epoch, "val" or, as in the literature, "test".
     """
 
@@ -196,10 +195,10 @@ class Data:
         }
 
     def load(self, device):
-        """Decode what is not in the cache, make the loaders, and print what is in them.
+        """Decode the clips that are not in the cache, create the loaders, and print their sizes.
 
         Raises:
-            InputError: too many clips are damaged, or there are fewer than processes.
+            InputError: too many clips are damaged, or fewer are left than there are processes.
         """
         settings = self.settings
         self.loaders = {
@@ -209,7 +208,7 @@ class Data:
             print(f"{settings.dataset} {name}: {loader.dataset}")
         with first_process():
             if rank() == 0:
-                warn_of_leaks(*(self.datasets[name].clips for name in ("train", "test")))
+                self.warn_of_leaks()
             check_damage([loader.dataset for loader in self.loaders.values()], settings.max_skipped)
             clips = len(self.datasets["train"])
             if clips < size():
@@ -220,6 +219,16 @@ class Data:
                     "step with all of them; a smaller batch size makes more steps",
                     file=sys.stderr,
                 )
+
+    def warn_of_leaks(self):
+        """Warn about clips that are in both the training and the test list. They inflate test accuracy."""
+        train = {clip.id for clip in self.datasets["train"].clips}
+        if shared := [clip.id for clip in self.datasets["test"].clips if clip.id in train]:
+            print(
+                f"warning: {len(shared)} clip(s) are in both the training and the test list, the first is {shared[0]}; "
+                "they inflate test accuracy, so remove them from one of the lists",
+                file=sys.stderr,
+            )
 
     def set_epoch(self, epoch):
         """Set the epoch that order, frames, crops and flips depend on."""

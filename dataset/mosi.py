@@ -1,6 +1,7 @@
 """CMU-MOSI: 2,199 utterances of film reviews, negative or positive (Zadeh et al., 2016), as feature vectors."""
 
 import csv
+import math
 import os
 from typing import NamedTuple
 
@@ -39,12 +40,12 @@ class MOSI(Source):
 class Utterances(Dataset):
     """Items ({modality: (width,)}, label) of one split, standardised by mean and deviation of the training set.
 
-    A list of numbers in place of one gives a batch: ({modality: (B, width)}, label (B,)).
+    A list of numbers as index gives a batch: ({modality: (B, width)}, label (B,)).
 
     Args:
         args: settings: root, random_seed, val_ratio.
         split: "train", "test", or "val", the training utterances that --val_ratio holds out; "plain" is "train".
-        training: whether each epoch draws an order of its own.
+        training: draw another order in each epoch.
 
     Attributes:
         clips: a list of Utterance.
@@ -78,7 +79,7 @@ class Utterances(Dataset):
         return f"{len(self)} utterances"
 
     def left_out(self):
-        """Return (id, reason) of what is left out, which is nothing: a damaged file is rejected."""
+        """Return (), because a damaged file is rejected and no utterance is left out."""
         return ()
 
     def prepare(self, args, workers):
@@ -120,13 +121,12 @@ def read_file(path, width):
     rows = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            for line, row in enumerate(csv.reader(file), 1):
-                where = f"{path}, line {line}"
-                if len(row) != width + 1:
-                    raise InputError(f"{where}: {len(row)} cells, not {width} features and a label; download it again")
-                rows.append([finite_number(cell, where) for cell in row])
-                if rows[-1][-1] not in (0, 1):
-                    raise InputError(f"{where}: the label is {row[-1]!r}, not 0 or 1; download it again")
+            for line, cells in enumerate(csv.reader(file), 1):
+                row = [number(cell) for cell in cells]
+                if len(row) != width + 1 or not all(map(math.isfinite, row)) or row[-1] not in (0, 1):
+                    form = f"{width} finite numbers and a label, 0 or 1"
+                    raise InputError(f"{path}, line {line}: not {form}; download the file again")
+                rows.append(row)
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror}{looked_in(path)}; get it as data/MOSI/README.md says, or change --root"
@@ -139,16 +139,9 @@ def read_file(path, width):
     return values[:, :-1], values[:, -1].long()
 
 
-def finite_number(cell, where):
-    """Return a cell as a number.
-
-    Raises:
-        InputError: the cell is text, or not finite.
-    """
+def number(cell):
+    """Return a cell as a number, NaN for text."""
     try:
-        number = float(cell)
-        if abs(number) < float("inf"):
-            return number
+        return float(cell)
     except ValueError:
-        pass
-    raise InputError(f"{where}: {cell!r} is not a finite number; download the file again")
+        return math.nan

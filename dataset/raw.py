@@ -1,4 +1,4 @@
-"""Raw videos: which files of a folder are clips of a dataset."""
+"""Find the raw videos of a dataset in a folder."""
 
 import sys
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv", ".mpg", ".mpe
 
 
 def list_videos(folder, flag):
-    """Return the videos in a folder, in order, without names that start with a dot, such as macOS leaves next to files.
+    """Return the videos in a folder, in order, without names that start with a dot, which macOS writes next to files.
 
     Raises:
         InputError: no such folder; the message names `flag` as the one to change.
@@ -32,7 +32,7 @@ def is_video(path):
 
 
 def list_classes(folder):
-    """Return the class folders in a folder, in order; names that start with a dot are none. OSError if unreadable."""
+    """Return the class folders in a folder, in order, without names that start with a dot; may raise OSError."""
     return [path for path in sorted(Path(folder).iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
@@ -42,10 +42,10 @@ def find_videos(folder, ids, aliases=None):
     Args:
         folder: path.
         ids: the clips on the dataset's lists.
-        aliases: a function that returns a clip's other names; a name that two clips share counts for neither.
+        aliases: a function that returns other names of a clip; names that two clips share are not used.
 
     Returns:
-        ([(id, path), ...], both of two videos of one id, and words on missing clips and videos of other names, or "").
+        ([(id, path), ...] with all videos of an id, and a text about missing clips and videos of other names, or "").
 
     Raises:
         InputError: no such folder.

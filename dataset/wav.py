@@ -1,4 +1,4 @@
-"""Wav files that are not what they should be, in words."""
+"""Find out why a wav file cannot be used."""
 
 import os
 import struct
@@ -6,7 +6,7 @@ import struct
 from utils.files import is_pointer
 
 STREAM = 0x7FFFF000  # larger sizes are those of a stream, whose length was unknown when its header was written
-RATES = range(1000, 768001)  # Hz; resampling from other rates would fill the memory, and nothing records so
+RATES = range(1000, 768001)  # Hz; a damaged header can have any rate, and resampling from it could fill the memory
 PADDING = 1  # byte, which may be missing after the last chunk
 CHUNK = struct.Struct("<4sI")
 

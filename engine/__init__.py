@@ -1,3 +1,3 @@
-"""What a run is made of, apart from the method: how it is built, saved, resumed, measured and shown."""
+"""Build, save, resume, evaluate and log a run."""
 
-import utils  # noqa: F401  sets what matplotlib reads when it is imported
+import utils  # noqa: F401  sets environment variables that matplotlib reads on import

@@ -1,4 +1,4 @@
-"""TensorBoard: a run's series by epoch and by step, its settings, and its confusion matrices."""
+"""Write TensorBoard files: a run's values per epoch and per step, its settings, and its confusion matrices."""
 
 import os
 import threading
@@ -10,13 +10,16 @@ from engine.meter import branches_of
 from utils.config import changes_results
 from utils.errors import InputError
 
-BY_LOG = {"learning_rate", "seconds", "gradient_norm", "clipped"}  # series with the name that the log has
+SAME_NAME = {"learning_rate", "seconds", "gradient_norm", "clipped"}  # series named as in the log
 
 
 def series_of(name, row):
-    """Return the name of TensorBoard's series for a name in the log's row, or None; groups are charts together."""
+    """Return the TensorBoard tag of a value in a row of the log, or None if it is not written.
+
+    TensorBoard groups charts by the part of the tag before the slash.
+    """
     first, _, rest = name.partition("_")
-    if name in BY_LOG:
+    if name in SAME_NAME:
         return name
     if first == "loss":
         return f"loss/{rest or 'fused'}"
@@ -26,7 +29,7 @@ def series_of(name, row):
 
 
 def report_thread(error):
-    """Report what ends a thread, but not that nothing can be written: the next call of the writer raises that too."""
+    """Report an exception that ends a thread, except an OSError: the writer raises it again at its next call."""
     if not issubclass(error.exc_type, OSError):
         threading.__excepthook__(error)
 
@@ -34,14 +37,14 @@ def report_thread(error):
 class Board:
     """TensorBoard's files of one run.
 
-    A resumed run replaces what was written before: the series by epoch with those of the log; of those by step, which
-    have a folder of their own, what lies after the step that the run resumes with.
+    A resumed run rewrites the values per epoch from its log. Values per step are in a folder of their own; a resumed
+    run replaces those after the step at which it resumes.
 
     Args:
-        folder: where to write.
-        settings: of the run, a plain dict.
-        rows: the log so far.
-        first_step: number of steps done since the run's start; None to write no series by step.
+        folder: folder of the files.
+        settings: settings of the run, a plain dict.
+        rows: rows of the log so far.
+        first_step: number of steps since the start of the run; None to write no values per step.
 
     Raises:
         InputError: `folder` cannot be written to.
@@ -63,7 +66,7 @@ class Board:
             self.add_epoch(row, ())
 
     def add_epoch(self, row, steps):
-        """Write a row of the log, and the values of its steps if series by step are wanted."""
+        """Write a row of the log, and the values of its steps if values per step are written."""
         for name, value in row.items():
             if tag := series_of(name, row):
                 self.epochs.add_scalar(tag, value, row["epoch"])
@@ -78,7 +81,7 @@ class Board:
             self.steps.flush()
 
     def add_result(self, result, figure):
-        """Write what a finished run achieved: accuracies with its hyperparameters, and a figure.
+        """Write the result of a finished run: accuracies with its hyperparameters, and a figure.
 
         Args:
             result: {"best": {"epoch": .., "fused": .., ...}, "last": ..}.
@@ -95,7 +98,7 @@ class Board:
             for name, value in self.settings.items()
             if changes_results(name)
         }
-        for summary in hparams(settings, metrics):  # SummaryWriter.add_hparams would make a second run of them
+        for summary in hparams(settings, metrics):  # SummaryWriter.add_hparams would create a second run
             self.epochs.file_writer.add_summary(summary)
         for tag, value in metrics.items():
             self.epochs.add_scalar(tag, value, result[tag.partition("/")[0]]["epoch"])

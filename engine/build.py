@@ -1,4 +1,4 @@
-"""Model, method and optimiser that the settings name."""
+"""Build the model, the method and the optimiser from the settings."""
 
 import torch
 
@@ -14,10 +14,10 @@ from utils.processes import first_process
 def build_model(settings):
     """Return the model and the method that the settings name, with random weights: (AVClassifier, Method).
 
-    Weights are drawn from PyTorch's generator: encoders, joint head, then the heads of the method.
+    Weights are drawn from PyTorch's generator in this order: encoders, fusion module, heads of the method.
 
     Raises:
-        InputError: the fusion module does not take this number of modalities, or this backbone.
+        InputError: the fusion module does not support this number of modalities or this backbone.
     """
     source, fusion = DATASETS[settings.dataset](), settings.fusion_method
     names = fusion, settings.modality, settings.backbone, settings.alone
@@ -29,14 +29,14 @@ def build_model(settings):
 
 
 def build(settings, device):
-    """Return the model and the method that a run with these settings starts from: (AVClassifier, Method).
+    """Return the model and the method at the start of a run with these settings: (AVClassifier, Method).
 
     Raises:
-        InputError: other runs or weights that they need are missing or do not fit.
+        InputError: a run or a file of weights that the settings name is missing or does not fit.
     """
     torch.manual_seed(settings.random_seed)
     model, method = build_model(settings)
-    with first_process():  # of several processes one reports what does not fit
+    with first_process():  # only one process reports an error
         if settings.weights:
             load_initial_weights(model, settings.weights, settings.backbone)
         method.prepare(model)
@@ -49,10 +49,10 @@ def build(settings, device):
 
 
 def build_optimizer(model, settings):
-    """Return the optimiser that --optimizer names and its schedule, as the authors have them.
+    """Return the optimiser that --optimizer names and its learning rate schedule, as in the authors' code.
 
     sgd has momentum 0.9, weight decay 1e-4, and a learning rate that decays at --lr_decay_step. Adam is AdamW with
-    weight decay 0.01, AdaGrad has no weight decay; both keep their learning rate.
+    weight decay 0.01, AdaGrad has no weight decay; both have a constant learning rate.
     """
     rate, steps = settings.learning_rate, []
     if settings.optimizer == "sgd":

@@ -1,4 +1,8 @@
-"""Checkpoints of a run: plain dicts with all that is needed to rebuild the model, and in last.pth to resume."""
+"""Save and load the checkpoints of a run.
+
+A checkpoint is a plain dict with the weights and the settings to rebuild the model. last.pth also has the state to
+resume the run.
+"""
 
 import os
 
@@ -17,23 +21,23 @@ from utils.seeds import derived_seed
 
 BEST = "best.pth"
 
-# What a checkpoint may say. It may come from a stranger, so files to write are not part of it.
-OF_THE_DATA = {"dataset", "root", *PATHS, "fps", "num_frame", "image_size", "batch_size", "val_ratio", "random_seed"}
-OF_THE_DATA |= {"test_share", "audio_seconds"}
-OF_THE_MODEL = {"method", "modality", "modulation", "no_mgt", "no_ugt", *OF_METHODS}
-OF_THE_MODEL |= {"fusion_method", "backbone", "alone", "deterministic"}
+# Settings that are read from a checkpoint. It may come from a stranger, so paths of files to write are not among them.
+DATA_SETTINGS = {"dataset", "root", *PATHS, "fps", "num_frame", "image_size", "batch_size", "val_ratio", "random_seed"}
+DATA_SETTINGS |= {"test_share", "audio_seconds"}
+MODEL_SETTINGS = {"method", "modality", "modulation", "no_mgt", "no_ugt", *OF_METHODS}
+MODEL_SETTINGS |= {"fusion_method", "backbone", "alone", "deterministic"}
 
 
 def save(path, model, settings, **state):
-    """Write the model's weights, its settings (a plain dict) and further state to `path`, whole or not at all.
+    """Write the model's weights, its settings (a plain dict) and further state to `path`, completely or not at all.
 
     Raises:
-        InputError: the file cannot be written; an older checkpoint at `path` stays as it was.
+        InputError: the file cannot be written; an older checkpoint at `path` stays unchanged.
     """
     try:
         with replacing(path) as file:
             torch.save({"model": model.state_dict(), "settings": settings, **state}, file)
-    except RuntimeError as error:  # of torch's own writer, caused by the system's error or by a signal
+    except RuntimeError as error:  # torch's writer raises it on an error of the system or a signal
         if isinstance(error.__context__, Interrupted):
             raise error.__context__ from None
         reason = getattr(error.__context__, "strerror", None) or first_line(error)
@@ -41,13 +45,13 @@ def save(path, model, settings, **state):
 
 
 def save_epoch(settings, model, method, optimizer, scheduler, dataset, log):
-    """Save a run at the end of an epoch: best.pth if this epoch is the best so far, and last.pth, which resumes.
+    """Save a run at the end of an epoch: last.pth to resume it, and best.pth if this epoch is the best so far.
 
-    Process 0 writes; all return when the files are there.
+    Process 0 writes; the other processes return after the files are written.
 
     Args:
-        dataset: of the training clips.
-        log: a row for each epoch.
+        dataset: dataset of the training clips.
+        log: rows of the log, one per epoch.
     """
     with first_process():
         if rank() == 0:
@@ -60,15 +64,15 @@ def save_epoch(settings, model, method, optimizer, scheduler, dataset, log):
 
 
 def resume(settings, model, method, optimizer, scheduler, dataset):
-    """Put everything into the state at the end of the last epoch in the run's folder; return the log, a list of rows.
+    """Load the state of the last epoch in the run's folder into all arguments, and return the log, a list of rows.
 
-    Without a run in the folder, or with --overwrite, everything stays as it is and the log is empty.
+    If the folder has no run, or with --overwrite, nothing is loaded and the log is empty.
 
     Raises:
-        InputError: last.pth is no checkpoint, or was made with other settings, which are named, or other clips.
+        InputError: last.pth is not a checkpoint, or was written with other settings or other clips.
     """
     path, log = os.path.join(settings.ckpt_path, LAST), []
-    with first_process():  # of several processes one reports
+    with first_process():  # only one process reports an error
         if os.path.exists(path) and not settings.overwrite:
             log = load_state(path, settings, model, method, optimizer, scheduler, dataset)
             print(f"resuming in epoch {len(log)}")
@@ -76,19 +80,21 @@ def resume(settings, model, method, optimizer, scheduler, dataset):
 
 
 def load_state(path, settings, model, method, optimizer, scheduler, dataset):
-    """Load last.pth into everything; arguments and errors as `resume`."""
+    """Load last.pth into all arguments and return its log; arguments and errors are those of `resume`."""
     saved = load_checkpoint(path)
     if saved["authors"] or not {"optimizer", "scheduler", "log", "method"} <= saved.keys():
-        raise InputError(f"{path}: no run to resume is in it; remove it, or choose another --ckpt_path")
+        raise InputError(f"{path}: no run to resume is in it; remove the file, or choose another --ckpt_path")
     for name, ours, theirs in differing(vars(settings), saved["settings"]):
-        raise InputError(f"--{name} {ours}: {path} was made with {theirs}; use the same value, or another --ckpt_path")
+        raise InputError(
+            f"--{name} {ours}: {path} was trained with {theirs}; use the same value, or another --ckpt_path"
+        )
     try:
         model.load_state_dict(saved["model"])
         method.load_state_dict(saved["method"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         if not all(row["fused"] >= 0 and row["epoch"] == number for number, row in enumerate(saved["log"])):
-            raise ValueError("its log makes no sense")
+            raise ValueError("its log has wrong epochs or accuracies")
     except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: does not fit this run ({first_line(error)}); choose another --ckpt_path") from None
     if saved.get("clips") != hash_of_clips(dataset):
@@ -100,30 +106,30 @@ def load_state(path, settings, model, method, optimizer, scheduler, dataset):
 
 
 def load_best(settings, model):
-    """Load best.pth of the run into the model, in every process, once process 0 has written it."""
+    """Load best.pth of the run into the model, in every process, after process 0 has written it."""
     wait_for_all()
     model.load_state_dict(load_checkpoint(os.path.join(settings.ckpt_path, BEST))["model"])
 
 
 def best_of(log):
-    """Return the row of the best epoch, the first one if several are best."""
+    """Return the row of the best epoch, the first one if several are equally good."""
     return max(log, key=lambda row: row["fused"])
 
 
 def hash_of_clips(dataset):
-    """Return a number that follows the names of a dataset's clips: resumed on others, a run would go astray."""
+    """Return a hash of the names of a dataset's clips, so that a run is not resumed on other clips."""
     return derived_seed(*(clip.id for clip in dataset.clips))
 
 
 def load_model(path, typed):
-    """Rebuild the model in a checkpoint and the settings of its data: (AVClassifier on the CPU, Namespace).
+    """Rebuild a checkpoint's model and the settings of its data; return (AVClassifier on the CPU, Namespace).
 
     Args:
-        path: of a checkpoint of this project or of the authors' code.
+        path: path of a checkpoint of this project or of the authors' code.
         typed: flags that override the checkpoint's settings, {name: value}.
 
     Raises:
-        InputError: the checkpoint is missing or damaged, or does not fit the flags that were typed.
+        InputError: the checkpoint is missing or damaged, or does not fit the typed flags.
     """
     saved = load_checkpoint(path)
     if saved["authors"] and "dataset" not in typed:
@@ -140,22 +146,22 @@ def load_model(path, typed):
 
 
 def rebuild_settings(path, saved, typed):
-    """Return the settings of a checkpoint's model and data, overridden by the flags that were typed.
+    """Return the settings of a checkpoint's model and data, overridden by the typed flags.
 
     Raises:
-        InputError: the checkpoint's settings are not of a kind that could have been typed.
+        InputError: a setting of the checkpoint has a value that its flag does not accept.
     """
     own, recorded = vars(validation_parser().parse_args(["--ckpt_path", path])), saved["settings"]
     overridden = {name: value for name, value in typed.items() if name in own}
     same_data = overridden.get("dataset", recorded.get("dataset")) == recorded.get("dataset")
-    names = OF_THE_MODEL | OF_THE_DATA if same_data else OF_THE_MODEL
+    names = MODEL_SETTINGS | DATA_SETTINGS if same_data else MODEL_SETTINGS
     names = names - set(PATHS) if "root" in overridden else names
     recorded = {name: value for name, value in recorded.items() if name in names}
     try:
         rebuilt = resolve(vars(parse_settings(training_parser(), recorded)))
     except InputError as error:
         raise InputError(f"{path}: its settings cannot be used: {error}") from None
-    rebuilt = {name: value for name, value in rebuilt.items() if name in OF_THE_MODEL | OF_THE_DATA}
+    rebuilt = {name: value for name, value in rebuilt.items() if name in MODEL_SETTINGS | DATA_SETTINGS}
     settings = complete(own | rebuilt | overridden)
     check_dataset_flags(settings, overridden)
     settings.epoch, settings.classes = saved["epoch"], saved["classes"]

@@ -1,4 +1,4 @@
-"""The device that a run uses, and how precisely it computes."""
+"""Choose the device of a run, its numerical precision, and how memory is returned."""
 
 import ctypes
 import os
@@ -11,25 +11,24 @@ from utils.errors import InputError
 
 
 def choose_device(device="auto", gpu_ids=()):
-    """Return the torch.device to run on: `device` unless it is "auto", else a GPU of `gpu_ids`, else the best here.
+    """Return the torch.device to run on.
 
-    Each of several processes, which torchrun starts, gets a GPU of its own. Asking for GPUs by number on a machine
-    without one warns and continues on the CPU.
+    It is `device` unless that is "auto", else a GPU of `gpu_ids`, else the best device of this machine. Each process
+    that torchrun starts gets a GPU of its own. If `gpu_ids` names GPUs on a machine without one, this prints a warning
+    and returns the CPU.
 
     Raises:
-        InputError: a device this machine does not have, or several GPUs for one process.
+        InputError: this machine does not have the device, or several GPUs are named for one process.
     """
     processes, number = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if device.startswith("cuda:") and processes > 1:
-        raise InputError(
-            f"--device {device}: one GPU for {processes} processes; leave it out, or name them with --gpu_ids"
-        )
+        raise InputError(f"--device {device}: names one GPU for {processes} processes; leave it out, or use --gpu_ids")
     if device != "auto":
         try:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError, NotImplementedError):
             raise InputError(
-                f"--device {device}: not on this machine; leave the flag out to choose by itself"
+                f"--device {device}: not on this machine; leave the flag out to use the best device"
             ) from None
         if device != "cuda":
             return torch.device(device)
@@ -42,10 +41,12 @@ def choose_device(device="auto", gpu_ids=()):
     if torch.cuda.is_available():
         gpu_ids = gpu_ids or range(torch.cuda.device_count())
         if len(gpu_ids) < processes:
-            raise InputError(f"--nproc_per_node={processes}: there are {len(gpu_ids)} GPUs for them; start fewer")
+            raise InputError(
+                f"--nproc_per_node={processes}: there are {len(gpu_ids)} GPUs for them; start fewer processes"
+            )
         if gpu_ids[number] >= torch.cuda.device_count():
             raise InputError(
-                f"--gpu_ids {gpu_ids[number]}: this machine's GPUs are 0 to {torch.cuda.device_count() - 1}"
+                f"--gpu_ids {gpu_ids[number]}: this machine's GPUs are 0 to {torch.cuda.device_count() - 1}; use these"
             )
         return torch.device("cuda", gpu_ids[number])
     if gpu_ids:
@@ -54,14 +55,14 @@ def choose_device(device="auto", gpu_ids=()):
 
 
 def compile_when_run(modules, device):
-    """Compile modules by torch.compile when they run first; their names and checkpoints stay as they are.
+    """Compile modules with torch.compile at their first run; their names and checkpoints stay the same.
 
     Raises:
-        InputError: nothing can be compiled here, because there is no compiler, for example.
+        InputError: torch.compile does not work on this machine, for example because there is no compiler.
     """
     try:
         torch.compile(torch.nn.ReLU())(torch.ones(1, device=device))
-    except Exception as error:  # whatever compilers raise
+    except Exception as error:  # a compiler can raise any exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise InputError(f"--compile: does not run here ({reason}); leave it out") from None
     for module in modules:
@@ -69,21 +70,21 @@ def compile_when_run(modules, device):
 
 
 def return_freed_memory():
-    """Have glibc return the memory of large tensors as soon as they are freed, in large pages; Linux only.
+    """Let glibc return the memory of large tensors as soon as they are freed, and use large pages (Linux only).
 
-    Otherwise it keeps freed activations of up to 32 MB, between which the next ones do not fit: a training step on the
-    CPU then needs 1.1 times the memory.
+    Otherwise glibc keeps freed activations of up to 32 MB, and later ones do not fit between them. A training step on
+    the CPU then needs 1.1 times the memory.
     """
     if sys.platform == "linux":
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's switch for transparent huge pages
-        with suppress(OSError, AttributeError):  # another C library
+        with suppress(OSError, AttributeError):  # the C library is not glibc
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(-3, 8 * 2**20)  # M_MMAP_THRESHOLD
             libc.mallopt(-1, 64 * 2**20)  # M_TRIM_THRESHOLD
 
 
 def set_precision(deterministic):
-    """Use TF32 and cuDNN's fastest convolutions on CUDA, or if `deterministic` the same bits each time."""
+    """Use TF32 and cuDNN's fastest convolutions on CUDA, or if `deterministic` only repeatable algorithms."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:

@@ -1,7 +1,7 @@
-"""Several processes, one per GPU, as torchrun starts them; alone, everything here does nothing.
+"""Join the processes that torchrun starts, one per GPU.
 
-Every process has the same weights and an equal part of every training batch. When a step's backward passes are done,
-engine/gradients.py averages the gradients, as if the batch had been one.
+Every process has the same weights and an equal part of every training batch. After the backward passes of a step,
+engine/gradients.py averages the gradients over the processes. The result is the gradient of the whole batch.
 """
 
 import os
@@ -17,14 +17,14 @@ from utils.processes import rank
 
 @contextmanager
 def processes(device):
-    """Join the processes that torchrun started, if it did, while the block lasts. Only process 0 prints."""
+    """Join the process group of torchrun while the block lasts; without torchrun, do nothing. Only process 0 prints."""
     if "RANK" not in os.environ:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(days=1))  # one decodes clips while the others wait
-    with redirect_stdout(sys.stdout if rank() == 0 else None):  # None: print says nothing
+    dist.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one decodes clips
+    with redirect_stdout(sys.stdout if rank() == 0 else None):  # with None, print has no effect
         yield
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Evaluation, shared by training and valid.py."""
+"""Compute predictions and accuracies, for training and for valid.py."""
 
 import copy
 import itertools
@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import torch
 
-from engine.batchnorm import batches_kept, refresh_batchnorm
+from engine.batchnorm import batches_to_refresh, refresh_batchnorm
 from utils.batches import to_device
 from utils.errors import InputError
 from utils.processes import gather, size
@@ -17,12 +17,12 @@ def predict(model, loader, device):
     """Return a model's probabilities for every clip of a loader.
 
     Args:
-        model: AVClassifier; left in evaluation mode.
-        loader: of dataset/loader.py; in several processes each sees its part.
-        device: where the model is.
+        model: AVClassifier; afterwards in evaluation mode.
+        loader: a loader of dataset/loader.py. With several processes, each one reads its part.
+        device: device of the model.
 
     Returns:
-        {"label": (M,), and per branch probabilities (M, C)} on the CPU, in the loader's order.
+        {"label": (M,), <branch>: probabilities (M, C)} on the CPU, of all M clips in the loader's order.
     """
     model.eval()
     labels, logits = [], {branch: [] for branch in model.branches}
@@ -37,14 +37,14 @@ def predict(model, loader, device):
 
 
 def evaluate(model, loader, device):
-    """Return the accuracies of every branch, and the predictions they come from.
+    """Return the accuracy of every branch, and the predictions.
 
     Returns:
-        accuracies: {"fused": .., and each modality: ..}, 0 to 1.
+        accuracies: {"fused": .., <modality>: ..}, 0 to 1.
         predictions: as `predict` returns them.
 
     Raises:
-        InputError: a probability is not a number.
+        InputError: a probability is not finite.
     """
     predictions = predict(model, loader, device)
     if not are_finite(predictions):
@@ -53,15 +53,15 @@ def evaluate(model, loader, device):
 
 
 def are_finite(predictions):
-    """Return True if every probability of `predict` is a number."""
+    """Return True if every probability in the predictions is finite."""
     return all(values.isfinite().all() for values in predictions.values())
 
 
 def evaluate_epoch(model, data, device):
-    """Return what the log's row of an epoch says of the split that chooses the best epoch.
+    """Evaluate the split that chooses the best epoch, and return its values for the epoch's row of the log.
 
     Returns:
-        {"split": .., "fused": .., and each modality: ..}, and with held-out clips "val_loss", which G-Blending needs.
+        {"split": .., "fused": .., <modality>: ..}, and for held-out clips "val_loss", which G-Blending needs.
     """
     accuracies, predictions = evaluate(model, data.choosing, device)
     row = {"split": data.chosen_on, **accuracies}
@@ -69,43 +69,43 @@ def evaluate_epoch(model, data, device):
 
 
 def mean_loss(predictions):
-    """Return the cross-entropy of the fused branch's predictions, mean per clip."""
+    """Return the mean cross-entropy per clip of the fused branch's predictions."""
     probability = predictions["fused"].double().gather(1, predictions["label"].unsqueeze(1))
     return -probability.clamp(min=1e-30).log().mean().item()
 
 
 def untrained_losses(model, data, batch_size, device):
-    """Return the losses of the initial model, {"loss": on training clips, "val_loss": on held-out ones}, mean per clip.
+    """Return the mean losses per clip of the initial model: {"loss": training clips, "val_loss": held-out clips}.
 
-    Measured on a copy of the model, whose BatchNorm has seen clips as in every evaluation.
+    They are measured on a copy of the model with refreshed BatchNorm statistics, as in every evaluation.
     """
     model = copy.deepcopy(model)
     data.set_epoch(0)
-    first = itertools.islice(data.train, batches_kept(batch_size))
-    refresh_batchnorm(model, [to_device(batch, device)[0] for batch in first])
+    first_batches = itertools.islice(data.train, batches_to_refresh(batch_size))
+    refresh_batchnorm(model, [to_device(batch, device)[0] for batch in first_batches])
     losses = [mean_loss(predict(model, loader, device)) for loader in (data.train, data.choosing)]
     return dict(zip(("loss", "val_loss"), losses, strict=True))
 
 
 def gather_predictions(predictions, sampler):
-    """Return the predictions of all processes, every clip once and in the order of the clips' numbers."""
+    """Return the predictions of all processes, each clip once, in the order of the clip numbers."""
     parts = gather(([number for batch in sampler for number in batch], predictions))
     _, order = np.unique([number for numbers, _ in parts for number in numbers], return_index=True)
     return {name: torch.cat([values[name] for _, values in parts])[order] for name in predictions}
 
 
 def predicted_branches(predictions):
-    """Return the branches that predictions have, the fused one first."""
+    """Return the branches in predictions, "fused" first."""
     return [name for name in predictions if name != "label"]
 
 
 def class_names(names, n_classes):
-    """Return the names of a model's classes, with numbers for those that have none."""
+    """Return the names of a model's `n_classes` classes; a class without a name gets its number."""
     return [*names, *map(str, range(len(names), n_classes))][:n_classes]
 
 
 def accuracy(predictions, branch, of_class=None):
-    """Return the share of clips, or of those labelled `of_class`, whose top class is right; None if there are none."""
+    """Return the share of clips whose top class is right, of all or of the label `of_class`; None without clips."""
     hits = predictions[branch].argmax(dim=1) == predictions["label"]
     if of_class is not None:
         hits = hits[predictions["label"] == of_class]

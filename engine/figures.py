@@ -1,4 +1,4 @@
-"""Figures of a run: confusion matrices and curves."""
+"""Draw the figures of a run: confusion matrices and curves."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,8 +9,8 @@ from engine.evaluation import predicted_branches
 from engine.meter import branches_of, loss_name
 from utils.files import replacing
 
-COUNTED = 12  # up to so many classes every cell holds its number of clips
-NAMED = 50  # up to so many classes every one is named on the axes, of more an even selection
+MAX_COUNTED = 12  # with up to this many classes, every cell shows its number of clips
+MAX_NAMED = 50  # with up to this many classes, the axes name every class, otherwise every k-th one
 NAME_LENGTH = 24
 
 
@@ -18,9 +18,9 @@ def confusion_figures(predictions, classes, title=""):
     """Draw the confusion matrices of a model's branches side by side, with the accuracy of each.
 
     Args:
-        predictions: {"label": (M,), and per branch probabilities (M, C)}, as `evaluate` returns them.
+        predictions: {"label": (M,), <branch>: probabilities (M, C)}, as `evaluate` returns them.
         classes: the names of all C classes.
-        title: which run it is.
+        title: title of the figure, such as the name of the run.
 
     Returns:
         matplotlib Figure.
@@ -35,10 +35,15 @@ def confusion_figures(predictions, classes, title=""):
 
 
 def draw_panels(panels, classes):
-    """Draw confusion matrices side by side: {title: (label, predicted)} -> Figure."""
+    """Draw confusion matrices side by side and return the Figure.
+
+    Args:
+        panels: {title: (label, predicted)}, class numbers (M,) each.
+        classes: the names of all C classes.
+    """
     size = len(classes)
     side = min(max(2.8, 0.2 * size), 8)  # inches
-    every = -(-size // NAMED)
+    every = -(-size // MAX_NAMED)
     names = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in classes[::every]]
     margin = 0.6 + 0.08 * max(map(len, names))
     figure = Figure(figsize=(margin + len(panels) * (side + 0.3) + 0.6, side + margin + 0.7), layout="compressed")
@@ -53,8 +58,8 @@ def draw_panels(panels, classes):
         axes.set_xlabel(f"predicted class{selected}")
         axes.set_xticks(range(0, size, every), names, rotation=90)
         axes.set_yticks(range(0, size, every), names)
-        axes.tick_params(labelsize=10 if size <= COUNTED else 8)
-        if size <= COUNTED:
+        axes.tick_params(labelsize=10 if size <= MAX_COUNTED else 8)
+        if size <= MAX_COUNTED:
             for row, column in np.argwhere(counts):
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=9)
@@ -63,18 +68,18 @@ def draw_panels(panels, classes):
     return figure
 
 
-WHY_ABOVE = (
-    "Training accuracies are of augmented clips, and of all steps of an epoch; those of whole test clips at its end "
-    "can lie above."
+TRAINING_NOTE = (
+    "Training accuracies are means over the steps of an epoch, on augmented clips. Test accuracies at the end of the "
+    "epoch can lie above them."
 )
 
 
 def curves_figure(log, title=""):
-    """Draw losses and accuracies per epoch, with a line wherever the learning rate drops and a mark at the best epoch.
+    """Draw losses and accuracies per epoch, and mark the best epoch and the decays of the learning rate.
 
     Args:
         log: rows of log.jsonl.
-        title: which run it is.
+        title: title of the figure, such as the name of the run.
 
     Returns:
         matplotlib Figure.
@@ -88,8 +93,8 @@ def curves_figure(log, title=""):
             (accuracies, branch, "-", "o", f"{branch}, {log[-1]['split']}"),
             (accuracies, f"train_{branch}", ":", "x", f"{branch}, training"),
         ):
-            shown = {"marker": marker, "markersize": 4} if len(log) <= 30 else {}  # one epoch has no line
-            axes.plot(epochs, [row[name] for row in log], style, color=f"C{number}", label=label, **shown)
+            markers = {"marker": marker, "markersize": 4} if len(log) <= 30 else {}  # a single epoch has no line
+            axes.plot(epochs, [row[name] for row in log], style, color=f"C{number}", label=label, **markers)
     losses.set_ylabel("training loss (cross-entropy)")
     accuracies.set_ylabel("accuracy")
     accuracies.set_ylim(-0.02, 1.02)
@@ -109,11 +114,11 @@ def curves_figure(log, title=""):
         axes.grid(alpha=0.3)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4 if axes is losses else 3, frameon=False)
     figure.suptitle(title)
-    figure.supxlabel(WHY_ABOVE, fontsize=8, color="grey")
+    figure.supxlabel(TRAINING_NOTE, fontsize=8, color="grey")
     return figure
 
 
 def save_figure(figure, path):
-    """Write a figure to `path` as PNG, whole or not at all, as `replacing` does."""
+    """Write a figure to `path` as PNG, completely or not at all, as `replacing` does."""
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=100)

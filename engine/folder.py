@@ -1,4 +1,7 @@
-"""A run's folder: its name, which is a function of the settings alone, its lock, and run.json."""
+"""Name, create, lock and check the folder of a run, and write its run.json.
+
+The name of the folder depends on the settings only.
+"""
 
 import hashlib
 import json
@@ -16,88 +19,90 @@ from utils.files import exclusive, write_json
 from utils.processes import first_process, gather, rank
 
 RECORD, LAST, RESULT = "run.json", "last.pth", "result.json"
-OF_A_RUN = ("best.pth", LAST, "log.jsonl", RESULT, RECORD, "start.json", "skipped.csv", "curves.png")
-OF_A_RUN += ("confusion.png", "best.json", "last.json", "predictions.csv", "suppression.png")
+RUN_FILES = ("best.pth", LAST, "log.jsonl", RESULT, RECORD, "start.json", "skipped.csv", "curves.png")
+RUN_FILES += ("confusion.png", "best.json", "last.json", "predictions.csv", "suppression.png")
 
 
 def folder_of(settings):
     """Return the folder of a run: `ckpt/<dataset>/<method>-<tuned flag><value>-seed<seed>-<other settings>`.
 
-    The other settings are those that change results and are not the dataset's defaults. Clips from other folders than
-    the dataset's have a name of their own, with a hash of these folders.
+    The other settings are those that change results and differ from the dataset's defaults. If the clips are in other
+    folders than the dataset's, <dataset> includes a hash of these folders.
 
     Args:
         settings: complete Namespace, as `engine.settings.parse_training` returns it.
     """
-    values, tuned = vars(settings), METHODS[settings.method].tuned
+    values, tuned_flag = vars(settings), METHODS[settings.method].tuned_flag
     name = (
-        settings.method + (f"-{tuned}{format_value(values[tuned])}" if tuned else "") + f"-seed{settings.random_seed}"
+        settings.method
+        + (f"-{tuned_flag}{format_value(values[tuned_flag])}" if tuned_flag else "")
+        + f"-seed{settings.random_seed}"
     )
-    usual = DEFAULTS | DATASETS[settings.dataset].defaults()
+    defaults = DEFAULTS | DATASETS[settings.dataset].defaults()
     for flag in sorted(values):
-        left_out = flag in {"method", "modality", "dataset", "random_seed", tuned}
-        left_out = left_out or not (changes_results(flag) or flag in NAMED)
-        if not left_out and values[flag] != usual.get(flag):
+        omitted = flag in {"method", "modality", "dataset", "random_seed", tuned_flag}
+        omitted = omitted or not (changes_results(flag) or flag in NAMED)
+        if not omitted and values[flag] != defaults.get(flag):
             name += f"-{flag}{format_value(values[flag])}"
-            if os.sep in str(values[flag]):  # files of the same name may lie in several folders
+            if os.sep in str(values[flag]):  # files with the same name can be in several folders
                 name += f"-{short_hash(values[flag])}"
     return os.path.join("ckpt", dataset_name(settings), name)
 
 
 def dataset_name(settings):
-    """Return the dataset's name in lower case; of clips in other folders, with their folder's name and a hash."""
-    name, usual = settings.dataset.lower(), DATASETS[settings.dataset].complete({})
-    names = [flag for flag in PATHS if flag in usual] or ["root"]
+    """Return the dataset's name in lower case; if the clips are in other folders, add their name and a hash."""
+    name, defaults = settings.dataset.lower(), DATASETS[settings.dataset].complete({})
+    names = [flag for flag in PATHS if flag in defaults] or ["root"]
     paths = {flag: os.path.relpath(getattr(settings, flag, "") or ".") for flag in names}
-    moved = [path for flag, path in paths.items() if path != os.path.relpath(usual.get(flag) or ".")]
+    moved = [path for flag, path in paths.items() if path != os.path.relpath(defaults.get(flag) or ".")]
     if not moved:
         return name
     return f"{name}-{'-'.join(Path(moved[-1]).absolute().parts[-2:])}-{short_hash(*paths.values())}"
 
 
 def short_hash(*parts):
-    """Return six hexadecimal digits that follow some texts."""
+    """Return a hash of some texts, six hexadecimal digits."""
     return hashlib.blake2b("\n".join(parts).encode(errors="surrogateescape"), digest_size=3).hexdigest()
 
 
-def has(folder, *names):
-    """Return True if any of these files is in a folder."""
+def has_any_file(folder, *names):
+    """Return True if a folder contains any of these files."""
     return any(os.path.exists(os.path.join(folder, name)) for name in names)
 
 
 def read_record(path):
-    """Read a run.json -> {"settings": .., "data": .., "starts": [..]}.
+    """Read a run.json and return {"settings": .., "data": .., "starts": [..]}.
 
     Raises:
-        InputError: it is missing, or no run.json.
+        InputError: the file is missing, or is not a run.json.
     """
     try:
         with open(path, encoding="utf-8") as file:
             record = json.load(file)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give the run.json of a run") from None
+        raise InputError(f"{path}: {error.strerror}; use the run.json of a run") from None
     except ValueError:
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise InputError(f"{path}: not the run.json of a run; give one of a run, or remove it")
+        raise InputError(f"{path}: not the run.json of a run; use another file, or remove this one")
     return record
 
 
 def recorded_settings(folder):
-    """Return the settings of the run that is in a folder, or None.
+    """Return the settings of the run in a folder, or None without a run.
 
     Raises:
-        InputError: they cannot be read.
+        InputError: the settings cannot be read.
     """
-    if has(folder, RECORD):
+    if has_any_file(folder, RECORD):
         return read_record(os.path.join(folder, RECORD))["settings"]
-    if has(folder, LAST):
+    if has_any_file(folder, LAST):
         return load_checkpoint(os.path.join(folder, LAST))["settings"]
     return result_of(folder)[1]
 
 
 def result_of(folder):
-    """Return a finished run's last epoch and its settings, from result.json; (-1, None) if there is none."""
+    """Return the last epoch and the settings of a finished run from result.json, or (-1, None) if it is missing."""
     with suppress(OSError, ValueError, KeyError, TypeError), open(os.path.join(folder, RESULT), "rb") as file:
         result = json.load(file)
         return int(result["last"]["epoch"]), result.get("settings")
@@ -105,33 +110,37 @@ def result_of(folder):
 
 
 def is_finished(settings):
-    """Return True if the run in settings.ckpt_path has its result after settings.epochs epochs."""
+    """Return True if the run in settings.ckpt_path has done settings.epochs epochs and has its result."""
     return result_of(settings.ckpt_path)[0] + 1 >= settings.epochs and not settings.overwrite
 
 
 def check_settings(settings):
-    """Raise InputError if the run in the folder cannot be resumed with these settings, and is not to be overwritten."""
+    """Check that the run in the folder, if any, can be resumed with these settings or is to be overwritten.
+
+    Raises:
+        InputError: the run has other settings, or its last.pth is missing.
+    """
     path = settings.ckpt_path
-    if settings.overwrite or not has(path, LAST, RESULT):
+    if settings.overwrite or not has_any_file(path, LAST, RESULT):
         return
     for name, ours, theirs in differing(vars(settings), recorded_settings(path) or vars(settings)):
         raise InputError(
             f"--{name} {ours}: the run in {path} has {theirs}; use the same value, leave out --ckpt_path for a new "
             "folder, or start again with --overwrite"
         )
-    if not has(path, LAST) and not is_finished(settings):
+    if not has_any_file(path, LAST) and not is_finished(settings):
         raise InputError(
-            f"--epochs {settings.epochs}: the run in {path} has ended and its {LAST} is missing, so it cannot be "
+            f"--epochs {settings.epochs}: the run in {path} has ended, and without {LAST} it cannot be "
             "resumed; choose another --ckpt_path, or start again with --overwrite"
         )
 
 
 @contextmanager
-def opened(settings):
-    """Create a run's folder, settings.ckpt_path or else `folder_of`, and keep other runs out while the block lasts.
+def run_folder(settings):
+    """Create and lock a run's folder while the block lasts; without settings.ckpt_path, set it to `folder_of`.
 
     Raises:
-        InputError: another run is writing there, the folder cannot be written, or the run in it has other settings.
+        InputError: another run writes into the folder, it cannot be written to, or its run has other settings.
     """
     with ExitStack() as stack:
         with first_process():
@@ -148,32 +157,37 @@ def opened(settings):
 
 
 def check_data(settings, data):
-    """Raise InputError if the run in the folder was trained on other clips than are listed now.
+    """Check that the run in the folder, if any, was trained on the training clips that are listed now.
 
     Args:
-        data: `Data.description`, before it is known which clips can be decoded.
+        data: `Data.description`, of all listed clips, also those that cannot be decoded.
+
+    Raises:
+        InputError: the run was trained on other clips.
     """
     path = os.path.join(settings.ckpt_path, RECORD)
-    before = {} if settings.overwrite or not has(settings.ckpt_path, RECORD) else read_record(path).get("data", {})
+    before = (
+        {} if settings.overwrite or not has_any_file(settings.ckpt_path, RECORD) else read_record(path).get("data", {})
+    )
     if before and before["train"] != data["train"]:
         raise InputError(
             f"{settings.ckpt_path}: trained on other clips, {before['train']['clips']} were listed then, "
-            f"{data['train']['clips']} now; --overwrite trains again, another --ckpt_path keeps both"
+            f"{data['train']['clips']} now; use --overwrite to train again, or another --ckpt_path to keep both"
         )
 
 
 def write_record(settings, data):
-    """Write run.json, or add a start to it if the run resumes; with --overwrite remove the earlier run's files.
+    """Write run.json, or if the run resumes, add this start to it. With --overwrite, remove the files of the old run.
 
     Args:
         data: `Data.description`.
     """
     if settings.overwrite:
-        for name in OF_A_RUN:
+        for name in RUN_FILES:
             with suppress(FileNotFoundError):
                 os.remove(os.path.join(settings.ckpt_path, name))
     path, before = os.path.join(settings.ckpt_path, RECORD), {}
-    if has(settings.ckpt_path, LAST) and os.path.exists(path):
+    if has_any_file(settings.ckpt_path, LAST) and os.path.exists(path):
         before = read_record(path)
     starts = [*before.get("starts", ()), provenance()]
     write_json(path, {"settings": vars(settings), "data": before.get("data", data), "starts": starts})

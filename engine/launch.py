@@ -1,6 +1,6 @@
-"""torchrun without its report: a process that fails has reported the reason in one line already.
+"""Run torchrun without its error report, because a process that fails reports the reason itself, in one line.
 
-    python -m engine.launch --standalone --nproc_per_node=2 main_dgl.py --train ...     # flags as torchrun's
+    python -m engine.launch --standalone --nproc_per_node=2 main_dgl.py --train ...     # takes torchrun's flags
 
 The exit status is that of the process that failed first, or 128 + the number of the signal.
 """
@@ -14,7 +14,7 @@ from torch.distributed.run import main
 
 if __name__ == "__main__":
     logging.disable(logging.ERROR)
-    if "--standalone" in sys.argv:  # on one machine, whose name need not resolve
+    if "--standalone" in sys.argv:  # works also if the machine's name cannot be resolved
         sys.argv.insert(1, "--local_addr=127.0.0.1")
     try:
         main()

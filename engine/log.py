@@ -1,4 +1,4 @@
-"""What a run shows while it trains, and what it leaves to read next to its checkpoints."""
+"""Print the progress of a run, and write its log, result and figures next to its checkpoints."""
 
 import datetime
 import json
@@ -13,7 +13,7 @@ from engine.evaluation import untrained_losses
 from engine.figures import confusion_figures, curves_figure, save_figure
 from engine.folder import write_record
 from engine.meter import branches_of, loss_name
-from engine.settings import in_words, label
+from engine.settings import label, run_label
 from methods import describe
 from utils.errors import warn_once
 from utils.files import write_csv, write_json, write_text
@@ -21,14 +21,14 @@ from utils.processes import rank
 
 
 class RunLog:
-    """The files and displays of a run: run.json, log.jsonl, a line per epoch, TensorBoard, result.json, figures.
+    """The log of a run: run.json, log.jsonl, a printed line per epoch, TensorBoard, result.json and figures.
 
     Only process 0 writes and prints.
 
     Args:
-        settings: of the run, Namespace.
+        settings: settings of the run, Namespace.
         data: Data of the run.
-        rows: the log so far, a row for each epoch.
+        rows: rows of the log so far, one per epoch.
     """
 
     def __init__(self, settings, data, rows):
@@ -44,7 +44,9 @@ class RunLog:
         if settings.use_tensorboard:
             folder, into = self.path("tensorboard"), settings.tensorboard_path
             if into:
-                first, *below = Path(settings.ckpt_path).parts  # below ckpt/ the dataset is part of the run's name
+                first, *below = Path(
+                    settings.ckpt_path
+                ).parts  # in ckpt/, the dataset's folder is part of the run's name
                 folder = os.path.join(into, *(below if first == "ckpt" and below else [Path(settings.ckpt_path).name]))
             steps = len(rows) * len(data.train) if settings.tensorboard_steps else None
             self.board = Board(folder, vars(settings), rows, steps)
@@ -54,7 +56,7 @@ class RunLog:
         return os.path.join(self.settings.ckpt_path, name)
 
     def start(self, model, data, device):
-        """Print what is trained; measure the losses of the untrained model, which G-Blending needs of earlier runs."""
+        """Print device and method; with held-out clips, write the losses of the initial model for G-Blending."""
         method, steps = label(*describe(vars(self.settings))), len(data.train)
         print(f"training on {device}, {method}, {steps} step(s) per epoch, checkpoints in {self.settings.ckpt_path}")
         if data.chosen_on == "val" and not self.rows:
@@ -63,11 +65,11 @@ class RunLog:
                 write_json(self.path("start.json"), losses)
 
     def add(self, row, steps):
-        """Add the row of an epoch; write and show it.
+        """Add the row of an epoch to the log, and write and print it.
 
         Args:
             row: {name: value}.
-            steps: the values of its steps, [{name: value}], for TensorBoard.
+            steps: values of the epoch's steps, [{name: value}], for TensorBoard.
         """
         self.rows.append(row)
         if not self.first:
@@ -77,14 +79,14 @@ class RunLog:
         self.show_on_board("add_epoch", row, steps)
 
     def show_on_board(self, method, *arguments):
-        """Call a method of the Board, if there is one; where nothing can be written any more the run does without."""
+        """Call a method of the Board, if there is one. If it cannot write, the run continues without TensorBoard."""
         if not self.board:
             return
         try:
             getattr(self.board, method)(*arguments)
         except OSError as error:
             self.board = None
-            warn_once(f"TensorBoard: {error.strerror}; nothing more is written for it, free space for the next run")
+            warn_once(f"TensorBoard: {error.strerror}; the run continues without it; free space before the next run")
 
     def write_rows(self):
         write_text(self.path("log.jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
@@ -94,13 +96,13 @@ class RunLog:
 
         Args:
             result: {"best": {"epoch": .., "fused": .., ...}, "last": .., ...}.
-            predictions: of the best epoch on the test set, as `evaluate` returns them.
-            classes: their names.
+            predictions: predictions of the best epoch on the test set, as `evaluate` returns them.
+            classes: names of the classes.
         """
         if not self.first:
             return
         write_json(self.path("result.json"), result)
-        title = f"{os.path.basename(os.path.abspath(self.settings.ckpt_path))}: {in_words(vars(self.settings))}"
+        title = f"{os.path.basename(os.path.abspath(self.settings.ckpt_path))}: {run_label(vars(self.settings))}"
         confusion = confusion_figures(predictions, classes, title)
         save_figure(confusion, self.path("confusion.png"))
         save_figure(curves_figure(self.rows, title), self.path("curves.png"))
@@ -118,7 +120,7 @@ def format_values(row, names):
 
 
 def summary(rows, epochs):
-    """Return the last row of the log as a line for the terminal, with an estimate of the time that is left."""
+    """Return the last row of the log as a line for the terminal, with an estimate of the remaining time."""
     row, best, branches = rows[-1], best_of(rows), branches_of(rows[-1])
     left = statistics.mean(row["seconds"] for row in rows[-5:]) * (epochs - len(rows))
     return (

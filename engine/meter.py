@@ -1,4 +1,4 @@
-"""What is measured while a model trains: losses, right answers, gradient norms."""
+"""Measure losses, training accuracies and gradient norms while a model trains."""
 
 import math
 
@@ -11,7 +11,7 @@ from utils.processes import first_process, rank, size, total
 from utils.progress import progress_bar
 from utils.seeds import derived_seed
 
-READ_EVERY = 20  # steps after which a GPU is asked for its values: at every step it would wait for the host
+READ_EVERY = 20  # steps between two reads of a GPU's values; reading them at every step would make the GPU wait
 
 
 def loss_name(branch):
@@ -20,17 +20,17 @@ def loss_name(branch):
 
 
 def branches_of(row):
-    """Return the branches that a row of the log has metrics of, the fused one first."""
+    """Return the branches in a row of the log, "fused" first."""
     return [name for name in row if f"train_{name}" in row]
 
 
 class Meter:
-    """Means over the steps of an epoch, over all processes. The values stay on the device until they are read.
+    """Means over the steps of an epoch and over all processes. The values stay on the device until they are read.
 
     Args:
         model: AVClassifier.
-        loader: of the training clips, which says which clips are in a step.
-        suppression: measure the size of each encoder's gradient after clipping too, for analysis/suppression.py.
+        loader: loader of the training clips; error messages name the clips of its batches.
+        suppression: also measure the size of each encoder's gradient after clipping, for analysis/suppression.py.
     """
 
     def __init__(self, model, loader, suppression=False):
@@ -43,14 +43,14 @@ class Meter:
         self.steps, self.totals = [], [0.0] * len(self.names)  # values of every step, and their sums
 
     def add_gradients(self, norms):
-        """Add what `clip_gradients` returned, once per optimiser step, before the gradients are zeroed."""
+        """Add the norms that `clip_gradients` returned. Call this once per optimiser step, before zeroing gradients."""
         self.norms.append(torch.cat([entry_sizes(self.model).to(norms), norms]) if self.suppression else norms)
 
     def add_batch(self, outputs, label):
-        """Add a batch: {branch: Output}, and labels (B, ...).
+        """Add a batch: outputs {branch: Output} and labels (B, ...).
 
         Raises:
-            InputError: a loss or a gradient of a step that has been read is not finite.
+            InputError: a loss or a gradient is not finite, in this step or in one since the last read.
         """
         norms = torch.stack(self.norms)
         losses = [outputs[branch].loss.detach() for branch in self.branches]
@@ -63,7 +63,7 @@ class Meter:
             self.read()
 
     def read(self):
-        """Fetch the values of the steps since the last time, and check that they are finite."""
+        """Read the values of the steps since the last read from the device, and check that they are finite."""
         rows = (total(torch.stack(self.unread)) / size()).tolist()
         self.unread = []
         for row in rows:
@@ -76,10 +76,10 @@ class Meter:
         """Raise InputError for a step whose loss or gradient is not finite."""
         clips = self.loader.dataset.clips
         names = ", ".join(clips[number].id for number in self.loader.sampler.batches()[step])
-        with first_process():  # of several processes one reports
+        with first_process():  # only one process reports an error
             raise InputError(
                 f"loss or gradient not finite in epoch {self.loader.dataset.epoch}, step {step}: use a lower "
-                f"--learning_rate, or look at its clips; nothing of this epoch is saved; clips {names}"
+                f"--learning_rate, or check the clips of this step; this epoch is not saved; clips {names}"
             )
 
     def means(self):
@@ -96,9 +96,9 @@ class Meter:
 
 
 def batches(loader, device, meter):
-    """Yield a loader's batches on the device, (inputs, label), behind a progress bar that shows the meter.
+    """Yield a loader's batches on the device, (inputs, label), and show the meter in a progress bar.
 
-    Before each batch PyTorch's generator is seeded by (seed, epoch, step), for methods that draw noise.
+    Before each batch, PyTorch's generator is seeded by (seed, epoch, step), for methods that draw noise.
     """
     dataset = loader.dataset
     bar = progress_bar(loader, f"epoch {dataset.epoch}", leave=False, disable=rank() > 0)

@@ -1,4 +1,4 @@
-"""What made a run: command, code, packages, machine, so that a number can be traced and reproduced."""
+"""Record the command, code, packages and machine of a run, so that its results can be traced and reproduced."""
 
 import importlib.metadata
 import os
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "librosa", "
 
 
 def provenance():
-    """Return command line, commit, versions, processor, GPU, threads, processes, host and time, a plain dict."""
+    """Return command line, commit, versions, processor, GPU, threads, processes, host and date as a plain dict."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -40,7 +40,7 @@ def provenance():
 
 
 def git(*arguments):
-    """Return git's answer about the project's folder, or None if there is none."""
+    """Return the output of a git command in the project's folder, or None if it fails."""
     root = Path(__file__).resolve().parents[1]
     try:
         done = subprocess.run(
@@ -52,7 +52,7 @@ def git(*arguments):
 
 
 def changes():
-    """Return the project's files that differ from the commit, a list; None without git."""
+    """Return a list of the project's files that differ from the commit, or None without git."""
     status = git("status", "--porcelain")
     return None if status is None else [line[3:] for line in status.splitlines()]
 

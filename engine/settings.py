@@ -1,4 +1,4 @@
-"""The settings of a run: from the command line, from run.json, and from checkpoints."""
+"""Get the settings of a run from the command line and from run.json, and find checkpoints."""
 
 import os
 import sys
@@ -21,7 +21,16 @@ CHOICES = {
     "backbone": BACKBONES,
     "method": METHODS,
 }
-NOT_AGAIN = {"train", "resume", "overwrite", "config", "ckpt_path", "tensorboard_path", "gradient_report", "modality"}
+NOT_REUSED = {
+    "train",
+    "resume",
+    "overwrite",
+    "config",
+    "ckpt_path",
+    "tensorboard_path",
+    "gradient_report",
+    "modality",
+}
 
 
 def training_parser():
@@ -32,12 +41,13 @@ def training_parser():
 
 def validation_parser():
     """Return the parser of valid.py."""
-    about = (
-        "Evaluate checkpoints. Model and data are rebuilt from the checkpoint; any other flag overrides its setting."
-    )
+    about = "Evaluate checkpoints. Model and data are rebuilt from the checkpoint; flags override its settings."
     parser = config.build_parser("valid", about, CHOICES)
     parser.add_argument(
-        "paths", nargs="*", metavar="PATH", help="as --ckpt_path; with neither, the newest best.pth below ckpt/"
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="same as --ckpt_path (default: the newest best.pth in ckpt/ or its subfolders)",
     )
     for action in parser._actions:
         if action.dest == "ckpt_path":
@@ -46,10 +56,13 @@ def validation_parser():
 
 
 def parse_training(argv=None):
-    """Parse the flags of main_dgl.py -> (settings, typed): a complete Namespace, and {name: value} of those typed.
+    """Parse the flags of main_dgl.py.
+
+    Returns:
+        (settings, typed): the complete Namespace, and {name: value} of the typed flags.
 
     Raises:
-        InputError: a flag is wrong, or contradicts another.
+        InputError: a flag is wrong or contradicts another flag.
     """
     parser = training_parser()
     settings, typed = config.parse(parser, argv)
@@ -63,7 +76,7 @@ def parse_training(argv=None):
 
 
 def complete(settings):
-    """Return settings {name: value} as a Namespace, resolved, with the dataset's paths and number of frames."""
+    """Resolve settings {name: value}, add the dataset's paths and number of frames, and return a Namespace."""
     settings = resolve(settings)
     if settings.get("val_ratio") == 0:
         settings["val_ratio"] = None
@@ -71,27 +84,33 @@ def complete(settings):
 
 
 def check_dataset_flags(settings, typed):
-    """Raise InputError if a typed flag or a setting does not fit the settings' dataset."""
+    """Check that the typed flags and the settings fit the dataset.
+
+    Raises:
+        InputError: a flag has no effect with the dataset, or a value does not fit it.
+    """
     name, source = settings.dataset, DATASETS[settings.dataset]
     for flag in typed:
         if flag in source.without:
             raise InputError(f"--{flag}: no effect with --dataset {name}; leave it out")
     for flag, value in (("method", settings.modality), ("freeze", getattr(settings, "freeze", None))):
         if value not in (None, "full", "both", *source.inputs):
-            raise InputError(f"--{flag} {value}: {name} has {', '.join(source.inputs)}; use one of these")
+            raise InputError(
+                f"--{flag} {value}: {name} has the modalities {', '.join(source.inputs)}; use one of these"
+            )
     if (settings.backbone == "mlp") != (source.backbone == "mlp"):
         raise InputError(f"--backbone {settings.backbone}: does not fit {name}; use {source.backbone}")
 
 
 def with_recorded(settings, typed, parser, argv):
-    """Return the settings of a command line; flags that were not typed are as in the run of --config or --resume.
+    """Return the settings of a command line, with flags that were not typed taken from the run of --config or --resume.
 
     Raises:
-        InputError: there is no such run, or it has a value that its flag does not take.
+        InputError: there is no such run, or one of its settings has a value that its flag does not accept.
     """
     if settings.resume and not settings.ckpt_path:
         raise InputError(
-            "--resume: needs --ckpt_path, the folder of the run; without the flag, the same command resumes"
+            "--resume: needs --ckpt_path, the folder of the run; add it, or repeat the command that started the run"
         )
     path = settings.config or (settings.ckpt_path if settings.resume else None)
     recorded = None
@@ -99,13 +118,13 @@ def with_recorded(settings, typed, parser, argv):
         recorded = read_record(path)["settings"] if settings.config else recorded_settings(path)
     if not recorded:
         return settings
-    recorded = {name: value for name, value in resolve(recorded).items() if name not in NOT_AGAIN}
-    if typed.get("dataset", recorded["dataset"]) != recorded["dataset"]:  # which has other folders and frames
+    recorded = {name: value for name, value in resolve(recorded).items() if name not in NOT_REUSED}
+    if typed.get("dataset", recorded["dataset"]) != recorded["dataset"]:  # another dataset has other folders and frames
         recorded = {name: value for name, value in recorded.items() if name not in {*config.PATHS, "root", "num_frame"}}
     if "root" in typed:
         recorded = {name: value for name, value in recorded.items() if name not in config.PATHS}
     if any(typed.get(name) not in (None, "full", "Normal") for name in ("modality", "modulation", "no_mgt", "no_ugt")):
-        del recorded["method"]  # the command line names another one by these flags
+        del recorded["method"]  # these flags name another method
     try:
         again = vars(config.parse_settings(training_parser(), recorded))
     except InputError as error:
@@ -115,10 +134,12 @@ def with_recorded(settings, typed, parser, argv):
 
 
 def find_checkpoints(paths):
-    """Return the files that paths of checkpoints or run folders stand for; without paths, the newest best.pth.
+    """Return the checkpoints that paths name; a run's folder names its best.pth.
+
+    Without paths, return the newest best.pth below ckpt/.
 
     Raises:
-        InputError: no path is given, and there is no best.pth below ckpt/.
+        InputError: there are no paths, and no best.pth below ckpt/.
     """
     if not paths:
         found = sorted(Path("ckpt").rglob("best.pth"), key=lambda path: path.stat().st_mtime)
@@ -134,11 +155,11 @@ def find_checkpoints(paths):
     return [os.path.join(path, "best.pth") if os.path.isdir(path) else path for path in paths]
 
 
-def in_words(settings):
-    """Return a run's method, the value that was tuned, and its seed: 'DGL, alpha 4, seed 0'."""
+def run_label(settings):
+    """Return a run's method, its tuned value and its seed as text: 'DGL, alpha 4, seed 0'."""
     return f"{label(*describe(settings))}, seed {settings['random_seed']}"
 
 
 def label(method, value):
-    """Return a method and its tuned value, as `describe` returns them, as text for legends and titles."""
+    """Return the text for a method and its tuned value, which `describe` returns, in legends and titles."""
     return method if value is None else f"{method}, alpha {value:g}"

@@ -1,4 +1,4 @@
-"""The table of methods. A new method is a file in this folder, a row here, and its flags in utils/config.py."""
+"""List all methods. To add one, write a file in this folder, a row of METHODS, and its flags in utils/config.py."""
 
 import math
 import sys
@@ -33,20 +33,20 @@ class Entry:
     """A row of METHODS.
 
     Attributes:
-        label: what tables call the method.
-        rule: its class.
-        tuned: the flag that is tuned, which tables and folder names show.
-        modality: "full", or the one modality that the method trains.
-        needs: flags without which the method cannot train; "x or y" for one of two.
-        runs: a function of the modalities that returns flags that name runs of other methods with the same seed,
-            {flag: value}; in values {name} stands for the folder of such a run.
-        own_fusion: whether it brings a fusion of its own, so that --fusion_method has no effect.
-        own_heads: whether it scores one modality by heads of its own, so that --alone has no effect.
+        label: name of the method in tables and figures.
+        method_class: class of the method.
+        tuned_flag: the flag to tune; tables and folder names include its value.
+        modality: "full", or the only modality that the method trains.
+        needs: flags without which the method cannot train; "x or y" means one of the two.
+        runs: function that takes the modalities and returns {flag: value} for flags that name runs of other methods
+            with the same seed. In a value, {name} stands for the folder of the run of that method.
+        own_fusion: True if the method has its own fusion, so that --fusion_method has no effect.
+        own_heads: True if the method scores one modality by its own heads, so that --alone has no effect.
     """
 
     label: str
-    rule: type[Method]
-    tuned: str | None = None
+    method_class: type[Method]
+    tuned_flag: str | None = None
     modality: str = "full"
     needs: tuple[str, ...] = ()
     runs: Callable = lambda modalities: {}
@@ -55,12 +55,12 @@ class Entry:
 
 
 def blended_runs(modalities):
-    """Return the flag that names the runs G-Blending measures: joint, and each modality alone."""
+    """Return the flag that names the runs from which G-Blending computes its weights: joint, and each modality."""
     return {"gblend_runs": ",".join(f"{{{name}}}" for name in ("joint", *modalities))}
 
 
 def teachers(modalities):
-    """Return the flags that name UMT's teachers."""
+    """Return the flags that name the teachers of UMT."""
     return {f"umt_{name}": f"{{{name}}}/best.pth" for name in modalities}
 
 
@@ -81,33 +81,37 @@ METHODS = {  # in the order of tables
     "relearn": Entry("Re-learning", Relearn, needs=("val_ratio",)),
     "umt": Entry("UMT", UMT, runs=teachers),
     "inforeg": Entry("InfoReg", InfoReg),
-    "no_mgt+no_ugt": Entry("DGL -MGT -UGT", NoMGTNoUGT, tuned="alpha"),
-    "no_mgt": Entry("DGL -MGT", NoMGT, tuned="alpha"),
-    "no_ugt": Entry("DGL -UGT", NoUGT, tuned="alpha"),
-    "dgl": Entry("DGL", Method, tuned="alpha"),  # main_dgl.py has its step, and puts its class here
+    "no_mgt+no_ugt": Entry("DGL -MGT -UGT", NoMGTNoUGT, tuned_flag="alpha"),
+    "no_mgt": Entry("DGL -MGT", NoMGT, tuned_flag="alpha"),
+    "no_ugt": Entry("DGL -UGT", NoUGT, tuned_flag="alpha"),
+    "dgl": Entry("DGL", Method, tuned_flag="alpha"),  # main_dgl.py replaces Method by the class DGL
 }
 
-# A method named with another flag that makes it a variant of it is that variant: --method joint --modulation OGM.
+# Methods that a second flag can select together with --method: `--method joint --modulation OGM` is --method ogm.
 VARIANTS = {"dgl": {"no_mgt", "no_ugt", "no_mgt+no_ugt", "audio", "visual", "text"}, "joint": {"ogm", "ogm_ge"}}
-AUTHORS_FLAGS = {"alpha", "modulation_starts", "modulation_ends"}  # in their scripts, whatever the method
+AUTHORS_FLAGS = {
+    "alpha",
+    "modulation_starts",
+    "modulation_ends",
+}  # the authors' scripts have these flags for every method
 ENCODERS = {"audio", "visual", "text"}
 SUMS = ("concat", "sum")  # fusions whose logits are a sum of one term per modality
 
 
 def resolve(settings):
-    """Complete the settings of a run: one name for its method, and of all methods' flags only its own.
+    """Complete the settings of a run: set its method and modality, and drop the flags of other methods.
 
-    --modality audio, --modulation OGM, --no_mgt and --no_ugt, which the authors' scripts and older runs have, name a
-    method too. Missing settings, of an older checkpoint, count as their default.
+    --modality audio, --modulation OGM, --no_mgt and --no_ugt also name a method; the authors' scripts and older runs
+    have these flags. A missing setting, as in an older checkpoint, gets its default.
 
     Args:
-        settings: {name: value}, as typed or as a checkpoint records them.
+        settings: {name: value}, from the command line or a checkpoint.
 
     Returns:
         {name: value}.
 
     Raises:
-        InputError: two flags name different methods.
+        InputError: two flags name different methods, or a flag names no method.
     """
     settings = DEFAULTS | settings
     modality, modulation = settings.pop("modality"), settings.pop("modulation")
@@ -124,7 +128,7 @@ def resolve(settings):
         raise InputError(f"{' and '.join(named)}: different methods; leave out all but one")
     method = next(iter(named.values()), "dgl")
     if method not in METHODS:
-        raise InputError(f"{next(iter(named))}: none of {', '.join(METHODS)}; name one of them")
+        raise InputError(f"{next(iter(named))}: not one of {', '.join(METHODS)}; name one of them")
     if modality == "full" != METHODS[method].modality:
         raise InputError(f"--method {method}: trains one encoder; leave out --modality full")
     others = {name for name, flag in OF_METHODS.items() if method not in flag.methods}
@@ -133,21 +137,23 @@ def resolve(settings):
 
 
 def check_flags(settings, typed):
-    """Reject flags of other methods, warn of those that the authors' scripts always have, and require what is needed.
+    """Check that the flags fit the method: reject flags of other methods, and require those that the method needs.
+
+    Flags of other methods that the authors' scripts always have only print a warning.
 
     Args:
-        settings: Namespace, resolved.
+        settings: resolved Namespace.
         typed: the flags that were typed, {name: value}.
 
     Raises:
-        InputError: names the flag and what to leave out or to add.
+        InputError: a flag does not fit; the message names it and what to leave out or to add.
     """
     method, entry = settings.method, METHODS[settings.method]
     for name, flag in OF_METHODS.items():
         if name not in typed or method in flag.methods:
             continue
         if name not in AUTHORS_FLAGS:
-            raise InputError(f"--{name}: of --method {' or '.join(flag.methods)}, not of {method}; leave it out")
+            raise InputError(f"--{name}: a flag of --method {' or '.join(flag.methods)}, not of {method}; leave it out")
         print(f"warning: --{name}: no effect with --method {method}", file=sys.stderr)
     if entry.own_fusion and settings.fusion_method != "concat":
         raise InputError(f"--fusion_method {settings.fusion_method}: --method {method} has its own; leave it out")
@@ -159,8 +165,8 @@ def check_flags(settings, typed):
         and entry.modality == "full"
         and (entry.own_fusion or settings.fusion_method not in SUMS)
     ):
-        other = f"--method {method}" if entry.own_fusion else f"--fusion_method {settings.fusion_method}"
-        raise InputError(f"--log_suppression: not with {other}, only with {' and '.join(SUMS)} fusion; leave it out")
+        flag = f"--method {method}" if entry.own_fusion else f"--fusion_method {settings.fusion_method}"
+        raise InputError(f"--log_suppression: not with {flag}, only with {' and '.join(SUMS)} fusion; leave it out")
     for need in entry.needs if settings.train or settings.gradient_report else ():
         if not any(getattr(settings, name) for name in need.split(" or ")):
             raise InputError(f"--method {method}: needs --{need.replace(' or ', ' or --')}; add it")
@@ -169,18 +175,20 @@ def check_flags(settings, typed):
     if settings.freeze in ENCODERS and settings.modality not in ("full", settings.freeze):
         raise InputError(f"--freeze {settings.freeze}: --method {method} has no such encoder; leave it out")
     if settings.fusion_method == "mmtm" and method == "umt":
-        raise InputError("--fusion_method mmtm: --method umt needs features of whole encoders; use concat or another")
+        raise InputError(
+            "--fusion_method mmtm: --method umt needs features of whole encoders; use concat or another fusion"
+        )
     if settings.fusion_method == "bilinear" and settings.backbone == "resnet50":
         raise InputError("--fusion_method bilinear: 34 GB of weights with --backbone resnet50; change one of the two")
     starts, ends = getattr(settings, "modulation_starts", 0), getattr(settings, "modulation_ends", math.inf)
     if starts > ends:
-        raise InputError(f"--modulation_starts {starts}: after --modulation_ends {ends}; lower it")
+        raise InputError(f"--modulation_starts {starts}: greater than --modulation_ends {ends}; lower it")
 
 
 def describe(settings):
-    """Return a run's method as tables call it, and the value of its tuned flag, or None: (label, value)."""
+    """Return the label of a run's method, and the value of its tuned flag or None: (label, value)."""
     entry = METHODS[settings["method"]]
-    return entry.label, settings[entry.tuned] if entry.tuned else None
+    return entry.label, settings[entry.tuned_flag] if entry.tuned_flag else None
 
 
 def build_method(settings, model):
@@ -188,7 +196,7 @@ def build_method(settings, model):
 
     Args:
         settings: a resolved Namespace, or a dict, which is resolved here.
-        model: AVClassifier with initial weights; the method may give it heads of its own.
+        model: AVClassifier with initial weights. The method may replace its fusion module.
     """
     settings = Namespace(**resolve(settings)) if isinstance(settings, dict) else settings
-    return METHODS[settings.method].rule(settings, model)
+    return METHODS[settings.method].method_class(settings, model)

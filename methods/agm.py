@@ -5,14 +5,15 @@
     s_u = mean of -log p_y of m_u; r_u = exp(n / (n - 1) (mean s - s_u)), tau_u the same of the means of s so far
     backward of m_u with kappa_u dL_m/df(all), kappa_u = exp(alpha min(tau_u - r_u, 10))
 
-A modality further ahead than usual has r > tau and kappa < 1. L_m, so modulated, reaches everything. The unimodal
-losses, only watched, are those of m_u. Saved: the means and the number of batches, which no epoch resets.
-The paper's text was not found: rule, sign and the form for three modalities are those of the published code, as are
-the defaults: alpha 1, epochs 0 to 20, cap 10 (its CREMA-D file). Its README trains with learning rate 1e-4, batch 64
-and, in a line for AV-MNIST, alpha 2.5; kappa can reach e^(10 alpha), and its code clips all gradients to a norm of 1
-once an entry of the head's gradient passes 1: `--agm_clip`. To mask, it encodes the whole batch again, BatchNorm
-evaluating: `--agm_mask passes`. Ours takes the features that f(all) has, and those of one masked clip. The layers of
-mmtm evaluate too in every f(K) but f(all).
+A modality that leads more than on average has r > tau and kappa < 1. The modulated gradient of L_m reaches the whole
+model. The unimodal losses are those of m_u; they are measured only. State: the means and the number of batches, which
+are not reset between epochs.
+The paper's text was not found. The rule, its sign and its form for three modalities are from the published code, and
+so are the defaults: alpha 1, epochs 0 to 20, cap 10 (its file for CREMA-D). The code's README trains with learning rate
+1e-4, batch size 64 and, in a line for AV-MNIST, alpha 2.5. kappa can reach e^(10 alpha); the code clips all gradients
+to a norm of 1 if an entry of the head's gradient is above 1: `--agm_clip`. For masked logits, the code encodes the
+whole batch again, with BatchNorm in evaluation mode: `--agm_mask passes`. By default, ours uses the features of f(all)
+and those of one masked clip. The BatchNorm layers of mmtm are in evaluation mode too, in every f(K) except f(all).
 """
 
 import math
@@ -37,15 +38,15 @@ class AGM(Method):
         features = present = encode_all(model, inputs)
         everything, logits = frozenset(model.modalities), {frozenset(): 0}
         logits[everything] = model.fusion_module.fuse(features)
-        with ExitStack() as stack:  # after f(all), whose statistics BatchNorm keeps
+        with ExitStack() as stack:  # after f(all), which alone updates BatchNorm's statistics
             for module in (model.fusion_module, *map(model.encoder, model.modalities)):
                 stack.enter_context(evaluating(module))
             zeros = {name: torch.zeros_like(x[:1]) for name, x in inputs.items()}
             masked = {name: x.expand_as(features[name]) for name, x in encode_all(model, zeros).items()}
             if self.settings.agm_mask == "passes":
                 present = encode_all(model, inputs)
-            for kept in subsets(everything)[1:-1]:
-                logits[kept] = model.fusion_module.fuse(masked | {name: present[name] for name in kept})
+            for subset in subsets(everything)[1:-1]:
+                logits[subset] = model.fusion_module.fuse(masked | {name: present[name] for name in subset})
         shares = {name: shapley(name, logits) for name in model.modalities}
         fused = score(logits[everything], label)
         (gradient,) = torch.autograd.grad(fused.loss, fused.logits, retain_graph=True)
@@ -68,27 +69,27 @@ class AGM(Method):
 
     @torch.no_grad()
     def coefficients(self, shares, label):
-        """Return kappa of every modality, (n,), and take the batch's scores into the means."""
+        """Return kappa of every modality, (n,), and add the scores of the batch to the means."""
         floor = math.log(1e-8)
         scores = torch.stack([batch_mean(-log_likelihood(logits, label).clamp(min=floor)) for logits in shares])
         means, n = self.means.to(scores), len(shares)
-        ahead, usual = (torch.exp(n / (n - 1) * (values.mean() - values)) for values in (scores, means))  # r, tau
+        r, tau = (torch.exp(n / (n - 1) * (values.mean() - values)) for values in (scores, means))
         self.means, self.batches = (means * self.batches + scores) / (self.batches + 1), self.batches + 1
         if self.epoch > self.settings.agm_ends:
             return torch.ones_like(scores)
-        return torch.exp(self.settings.agm_alpha * (usual - ahead).clamp(max=10))
+        return torch.exp(self.settings.agm_alpha * (tau - r).clamp(max=10))
 
 
 def subsets(names):
-    """Return all subsets of a set, the smaller first."""
-    return [frozenset(some) for size in range(len(names) + 1) for some in combinations(sorted(names), size)]
+    """Return all subsets of a set, smaller ones first."""
+    return [frozenset(subset) for size in range(len(names) + 1) for subset in combinations(sorted(names), size)]
 
 
 def shapley(name, logits):
     """Return a modality's Shapley value (B, C) from the logits of every subset, {subset: (B, C)}."""
     n, value = max(map(len, logits)), 0
-    for kept in logits:
-        if name not in kept:
-            weight = math.factorial(len(kept)) * math.factorial(n - len(kept) - 1) / math.factorial(n)
-            value = value + weight * (logits[kept | {name}] - logits[kept])
+    for subset in logits:
+        if name not in subset:
+            weight = math.factorial(len(subset)) * math.factorial(n - len(subset) - 1) / math.factorial(n)
+            value = value + weight * (logits[subset | {name}] - logits[subset])
     return value

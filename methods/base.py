@@ -1,4 +1,4 @@
-"""What a method is, and the heads that some methods give the model."""
+"""Define the base class of the methods, and fusion modules with additional heads for some of them."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from models.fusion_modules import Fusion_AUXI
 
 
 class Output(NamedTuple):
-    """What one branch of the model answers on a batch: its mean cross-entropy () and its logits (B, C, ...)."""
+    """The output of one branch of the model for a batch: mean cross-entropy () and logits (B, C, ...)."""
 
     loss: torch.Tensor
     logits: torch.Tensor
@@ -23,19 +23,18 @@ def score(logits, label):
 
 
 class Method:
-    """Base of the methods. A new one defines `step`, and the rest as it needs it.
+    """Base class of the methods. A new method defines `step`, and other functions as needed.
 
     Args:
-        settings: of the run; the method reads its own flags.
-        model: AVClassifier with initial weights, before the optimiser is built. A method with heads of its own puts
-            another fusion module (with `fuse` and `alone`) in the place of `model.fusion_module`.
+        settings: settings of the run; the method reads its own flags.
+        model: AVClassifier with initial weights, before the optimiser is built. A method with its own heads replaces
+            `model.fusion_module` by another one (with `fuse` and `alone`).
 
     Attributes:
         epoch: the current epoch, counted from 0; set before `begin_epoch`.
-        linear: whether the gradients are linear in the losses, so that the gradient report can tell them apart.
+        linear: True if the gradients are linear in the losses, so that the gradient report can separate the losses.
         remembers: names of the attributes that a resumed run needs, plain tensors and numbers.
-        splits: what `begin_epoch` reads besides the training clips: "val", or "plain", the training clips without
-            augmentation.
+        splits: further splits that `begin_epoch` reads: "val", or "plain" for the training clips without augmentation.
     """
 
     epoch = 0
@@ -57,17 +56,17 @@ class Method:
         """
 
     def begin_epoch(self, epoch, model, loaders, device):
-        """Do what an epoch needs before its first step.
+        """Prepare an epoch, before its first step.
 
         Args:
-            epoch: its number, counted from 0.
+            epoch: number of the epoch, counted from 0.
             model: AVClassifier.
-            loaders: {split: loader}, with "train" and those of `splits`.
-            device: where the model is.
+            loaders: {split: loader} for "train" and `splits`.
+            device: device of the model.
         """
 
     def step(self, model, inputs, label):
-        """Run forward and backward of one step; leave the gradients in `.grad`.
+        """Run the forward and backward passes of one step, and leave the gradients in `.grad`.
 
         Args:
             model: AVClassifier.
@@ -75,8 +74,8 @@ class Method:
             label: (B,), class numbers.
 
         Returns:
-            {branch: Output} for "fused" and every modality of the model. A loss that trains is the tensor that `score`
-            returned.
+            {branch: Output} for "fused" and every modality of the model. A loss that is trained is the tensor that
+            `score` returned.
         """
         raise NotImplementedError
 
@@ -85,11 +84,11 @@ class Method:
         yield self.step(model, inputs, label)
 
     def adjust_gradients(self, model, outputs, label):
-        """Change the gradients in place, once they are those of the whole batch, averaged over processes.
+        """Change the gradients in place, after they were averaged over the processes.
 
         Args:
-            model: AVClassifier with gradients.
-            outputs: what `step` returned, of this process's clips.
+            model: AVClassifier with the gradients of the whole batch.
+            outputs: the outputs of `step`, for the clips of this process.
             label: (B,).
         """
 
@@ -98,26 +97,26 @@ class Method:
         return {}
 
     def state_dict(self):
-        """Return what a resumed run needs; it is saved with the model."""
+        """Return the state that a resumed run needs; it is saved with the model."""
         return {name: getattr(self, name) for name in self.remembers}
 
     def load_state_dict(self, state):
-        """Restore what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Raises:
-            ValueError: the state belongs to another run; the message says why.
+            ValueError: the state belongs to another run; the message gives the reason.
         """
         for name in self.remembers:
             setattr(self, name, state[name])
 
 
 def encode_all(model, inputs):
-    """Return the features of all modalities, {modality: (B, D)}, or with mmtm maps."""
+    """Return the features of all modalities: {modality: (B, D)}, or with mmtm {modality: maps}."""
     return {name: model.encode(name, inputs[name]) for name in model.modalities}
 
 
 def linear_head(model):
-    """Return a linear classifier of one feature, with the same kind of initial weights as the model's own."""
+    """Return a linear classifier for one feature, initialised like the model's own linear layers."""
     head = nn.Linear(model.dim, model.n_classes)
     nn.init.xavier_normal_(head.weight)
     nn.init.zeros_(head.bias)
@@ -125,9 +124,9 @@ def linear_head(model):
 
 
 class OwnHeads(Fusion_AUXI):
-    """The model's fusion module, and a linear head `<modality>_head` of its own for each modality alone.
+    """The model's fusion module, with a separate linear head `<modality>_head` for each modality alone.
 
-    With mmtm a head scores what the modality's own stream ends in, so its loss reaches that stream too.
+    With mmtm, a head scores the output of the modality's own stream, so its loss also reaches that stream.
     """
 
     def __init__(self, model):
@@ -143,12 +142,12 @@ class OwnHeads(Fusion_AUXI):
         return self.head(name, self.joint.vector(name, feature))
 
     def head(self, name, vector):
-        """Return the logits of a modality's own head: (B, dim) -> (B, n_classes)."""
+        """Return the logits of the modality's head: (B, dim) -> (B, n_classes)."""
         return getattr(self, f"{name}_head")(vector)
 
 
 class MeanOfHeads(OwnHeads):
-    """A linear head for each modality; fused logits are their mean."""
+    """A linear head for each modality; the fused logits are the mean of all heads."""
 
     def __init__(self, model):
         super().__init__(model)
@@ -162,7 +161,7 @@ class MeanOfHeads(OwnHeads):
 
 
 class SharedHead(Fusion_AUXI):
-    """One linear head for all; fused logits are their mean, weighted for each clip by softmax of minus the entropy."""
+    """One linear head for all modalities; the fused logits are the mean of theirs, weighted by `by_certainty`."""
 
     def __init__(self, model):
         super().__init__(model.n_classes, model.dim, model.modalities)

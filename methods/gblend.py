@@ -1,11 +1,12 @@
 """Gradient blending, offline (Wang, Tran, Feiszli, CVPR 2020, arXiv 1905.12681, eq. 3, 6, 7, Algorithms 1 and 2).
 
-    of a run of joint and one of each modality, from untrained to the last epoch: losses L^T in training, L^V held out
-    O = change of L^V - L^T, G = fall of L^V; w = (G / O^2) / sum of these;  L = w_m L_m + sum of w_u L_u
+    for a run of joint and one of each modality, from initial model to last epoch: L^T training loss, L^V held-out loss
+    O = change of L^V - L^T, G = decrease of L^V; w = (G / O^2) / sum of these;  L = w_m L_m + sum of w_u L_u
 
-Gradients are those of joint_uni, weighted. --gblend_runs names the runs, with --val_ratio and the same seed, or
---gblend_weights gives w. Saved: w. G below 0 counts as 0, O^2 as 1e-12 at least; all 0: equal weights.
-The paper's online form, which measures again by training copies, is left out. No code of the authors is known.
+The gradients are those of joint_uni, weighted by w. --gblend_runs names the runs, trained with --val_ratio and the same
+seed; or --gblend_weights sets w. State: w. A negative G counts as 0, and O^2 is at least 1e-12. If every G is 0, all
+weights are equal. The paper's online form, which trains copies to measure again, is left out. The authors published no
+code that we know of.
 """
 
 import json
@@ -27,9 +28,9 @@ class GBlend(JointUni):
 
     def prepare(self, model):
         if self.settings.gblend_runs and self.settings.gblend_weights:
-            raise InputError("--gblend_weights: --gblend_runs measures the weights; leave one of the two out")
+            raise InputError("--gblend_weights: --gblend_runs sets the weights too; leave out one of the two flags")
         if self.settings.gblend_runs:
-            self.weights = blended(measured(self.settings, self.runs))
+            self.weights = blended(read_losses(self.settings, self.runs))
         print(f"G-Blending: weights {', '.join(f'{w:.4f}' for w in self.weights)} of {', '.join(self.runs)}")
 
     def row(self):
@@ -37,37 +38,44 @@ class GBlend(JointUni):
 
     def load_state_dict(self, state):
         if state["weights"] != self.weights:
-            raise ValueError("it had other weights of the losses")
+            raise ValueError("the run had other weights of the losses")
 
 
-def measured(settings, runs):
-    """Read the losses of finished runs -> {method: (start, end)}, each (L^T, L^V), mean per clip, in order of `runs`.
+def read_losses(settings, runs):
+    """Read the losses of finished runs.
+
+    Returns:
+        {method: (start, end)} in the order of `runs`; start and end are (L^T, L^V), means per clip.
 
     Raises:
-        InputError: a run is missing, not finished, without --val_ratio, of other data, or there are two of a method.
+        InputError: a run is missing, is not finished, had no --val_ratio, or had another dataset or seed.
     """
-    found = {}
+    losses = {}
     for folder in map(Path, settings.gblend_runs.split(",")):
         try:
             recorded = json.loads((folder / "result.json").read_text())["settings"]
             rows = [json.loads((folder / "start.json").read_text())]
             rows.append(json.loads((folder / "log.jsonl").read_text().splitlines()[-1]))
-            found[recorded["method"]] = tuple((row["loss"], row["val_loss"]) for row in rows)
+            losses[recorded["method"]] = tuple((row["loss"], row["val_loss"]) for row in rows)
         except (OSError, ValueError, KeyError, IndexError, TypeError):
-            raise InputError(f"--gblend_runs {folder}: no finished run with --val_ratio in it; make it first") from None
+            raise InputError(
+                f"--gblend_runs {folder}: no finished run with --val_ratio in it; train it first"
+            ) from None
         for name in ("dataset", "random_seed"):
-            was, here = recorded.get(name), getattr(settings, name)
-            if was != here:
-                raise InputError(f"--gblend_runs {folder}: --{name} was {was}, here {here}; give runs of the same")
-    if found.keys() != set(runs):
-        raise InputError(f"--gblend_runs {settings.gblend_runs}: of {', '.join(found)}; give runs of {', '.join(runs)}")
-    return {name: found[name] for name in runs}
+            theirs, ours = recorded.get(name), getattr(settings, name)
+            if theirs != ours:
+                raise InputError(f"--gblend_runs {folder}: --{name} was {theirs}, here {ours}; give runs with the same")
+    if losses.keys() != set(runs):
+        raise InputError(
+            f"--gblend_runs {settings.gblend_runs}: runs of {', '.join(losses)}; give runs of {', '.join(runs)}"
+        )
+    return {name: losses[name] for name in runs}
 
 
-def blended(found):
-    """Compute the weights of the losses from what `measured` found, in its order; their sum is 1."""
+def blended(losses):
+    """Return the weights of the losses, whose sum is 1, from the losses that `read_losses` returns, in their order."""
     raw = []
-    for (train_start, val_start), (train_end, val_end) in found.values():
+    for (train_start, val_start), (train_end, val_end) in losses.values():
         overfitting = (val_end - train_end) - (val_start - train_start)
         raw.append(max(val_start - val_end, 0) / max(overfitting**2, 1e-12))
     return [each / sum(raw) if sum(raw) else 1 / len(raw) for each in raw]

@@ -1,17 +1,17 @@
-"""InfoReg (Huang et al., CVPR 2025, arXiv 2503.18595, eq. 7 to 16, Algorithm 1): regulate who learns fast and leads.
+"""InfoReg (Huang et al., CVPR 2025, arXiv 2503.18595, eq. 7 to 16, Algorithm 1): regulate a fast, leading encoder.
 
     s_u = mean over the batch of log p_y of modality u's own logits
-    Delta_u = mean over the modalities with a smaller score of s_u - s_j, 0 for the smallest (eq. 9, 10)
+    Delta_u = mean of s_u - s_j over the modalities j with a smaller score, 0 for the smallest (eq. 9, 10)
     window of u in epoch t: (Tr_t-1 - Tr_t-2) / Tr_t-1 > K, Tr the epoch's mean of |gradient of encoder u|^2
-    where Delta_u > 0, in the window: gradient of encoder u += exp(beta tanh(Delta_u)) (w - w_start)
+    if Delta_u > 0, in the window: gradient of encoder u += exp(beta tanh(Delta_u)) (w - w_start)
 
-w_start are the encoder's weights as the epoch began, so that the first step is that of joint training. L_m reaches
-everything; with --inforeg_unimodal 1 (InfoReg*) the unimodal losses too, by heads of their own.
-Eq. 7 has Tr from squared norms of single clips' gradients at the epoch's end; ours are those of the epoch's batches.
-Defaults of the paper for CREMA-D and Kinetics-Sounds: beta 0.9, K 0.04. Saved: Tr of two epochs, sums.
+w_start are the encoder's weights at the start of the epoch, so the first step of an epoch is that of joint training.
+L_m trains the whole model. With --inforeg_unimodal 1 (InfoReg*) the unimodal losses do too, through separate heads.
+In eq. 7, Tr comes from squared norms of single clips' gradients at the end of the epoch; ours comes from its batches.
+Defaults are the paper's for CREMA-D and Kinetics-Sounds: beta 0.9, K 0.04. State: Tr of two epochs, and sums.
 
-Eq. 8 as printed is a mean of -log p_y, with which the worse modality would lead; text and code regulate the better.
-The published code has factors of its own, takes audio's Tr for both, and stops in its first batch.
+Eq. 8 as printed is a mean of -log p_y, with which the worse modality leads; the text and the code regulate the better
+one. The published code has other factors, uses audio's Tr for both modalities, and stops in its first batch.
 """
 
 import torch
@@ -61,13 +61,13 @@ class InfoReg(Method):
                     parameter.grad += strength * (parameter - before.to(parameter))
 
     def windows(self, model):
-        """Return for each encoder whether it is in its window."""
+        """Return a list with True for each encoder that is in its window."""
         if len(self.traces) < 2:
             return [False] * len(model.modalities)
         return [(now - before) / now > self.settings.inforeg_k for before, now in zip(*self.traces, strict=True)]
 
 
 def leads(scores):
-    """Return how far each modality is ahead of those with a smaller score, on average: (n,) -> (n,), 0 for the last."""
+    """Return the mean lead of each score over the smaller ones: (n,) -> (n,), 0 for the smallest."""
     ahead = (scores.unsqueeze(1) - scores.unsqueeze(0)).clamp(min=0)
     return ahead.sum(dim=1) / (ahead > 0).sum(dim=1).clamp(min=1)

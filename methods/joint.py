@@ -1,8 +1,8 @@
-"""Joint training, the ordinary way and every method's baseline: the multimodal loss reaches everything.
+"""Joint training, the baseline of every method: the multimodal loss trains the whole model.
 
     L = CE(F(z_1, ..., z_n))
 
-Encoders and fusion module get its gradient; the unimodal logits are only watched, they train nothing.
+Encoders and fusion module get the gradient of L. The unimodal logits are measured only; they train nothing.
 """
 
 import torch
@@ -16,10 +16,10 @@ class Joint(Method):
 
 
 def joint_step(model, inputs, label, extra=None):
-    """Run one step of joint training, as Method.step.
+    """Run one step of joint training, as `Method.step`.
 
     Args:
-        extra: a function of the features, {modality: (B, D)}, that returns a term of the loss.
+        extra: function that takes the features {modality: (B, D)} and returns a term to add to the loss, or None.
     """
     fusion, features = model.fusion_module, encode_all(model, inputs)
     outputs = {"fused": score(fusion.fuse(features), label)}

@@ -1,10 +1,10 @@
 """Joint training with unimodal losses, the "uniform baseline" of Wei and Hu, ICML 2024, arXiv 2405.17730.
 
-    L = L_m + weight * sum of L_u, each unimodal loss with a linear head of its own (eq. 1, where the weight is 1)
+    L = L_m + weight * sum of L_u, each unimodal loss with a separate linear head (eq. 1, where the weight is 1)
 
-Each encoder gets the gradient of L_m and of its own loss, each head that of its loss. Nothing is saved. Huang et al.,
-CVPR 2025, arXiv 2503.18595, take parts of the joint head for L_u; ours has own heads, as G-Blending and MMPareto.
-With one weight from 1 to 5 this is, by inference, what DGL's Table 4 calls G-Blending.
+Each encoder gets the gradients of L_m and of its own loss, each head that of its loss. No state is saved. Huang et al.,
+CVPR 2025, arXiv 2503.18595, use parts of the joint head for L_u; ours has separate heads, as G-Blending and MMPareto.
+With one weight from 1 to 5, this is probably the method that DGL's Table 4 calls G-Blending.
 """
 
 from methods.base import Method, OwnHeads, encode_all, score
@@ -26,9 +26,12 @@ def unimodal_weights(model, weight):
 
 
 def weighted_step(model, inputs, label, weights):
-    """Run one step of a weighted sum of the losses, as Method.step; `weights` in the order of model.branches.
+    """Run one step that trains a weighted sum of the losses, as `Method.step`.
 
-    A weight of 0 leaves gradients of 0, so that every parameter has one.
+    A weight of 0 gives gradients of 0, not None, so that every parameter has a gradient.
+
+    Args:
+        weights: weights of the losses, in the order of model.branches.
     """
     fusion, features = model.fusion_module, encode_all(model, inputs)
     alone = {name: score(fusion.alone(name, feature), label) for name, feature in features.items()}

@@ -3,12 +3,13 @@
     one head g for all; each batch: CE(g(z_1)), update encoder_1 and g; then CE(g(z_2)), update encoder_2 and g; ...
     the head's weight gradient becomes gradient P; then k = P r, P <- P - k k^T / (alpha + r^T k), r the mean feature
 
-Each loss reaches its encoder and g; there is no joint loss. Fused logits are the mean of all modalities', weighted
-for each clip by softmax of minus the entropy (eq. 6 to 8). L_m, only watched, is theirs. Saved: P, the place in the
-epoch. The order follows the paper's prose: P holds the modalities before this one. Its eq. 3 and 5 and Algorithm 1
-print that P takes in this modality first. r is the batch's mean, as in the code; eq. 4 has the mean over all clips.
-alpha 0.1^(1 + batch / batches) is the code's; the paper has a constant without a value. In the code P is never applied,
-since it looks for a parameter by a name that none has; `--mla_projection off` trains as it does.
+Each loss trains its encoder and g; there is no joint loss. The fused logits are the mean over the modalities, weighted
+for each clip by the softmax of the negative entropies (eq. 6 to 8). L_m is the loss of the fused logits; it is measured
+only. State: P, and the number of the batch in the epoch. The order follows the paper's text: P includes the modalities
+before this one. In its eq. 3 and 5 and Algorithm 1, P includes this modality too. r is the mean over the batch, as in
+the code; eq. 4 has the mean over all clips. alpha = 0.1^(1 + batch / batches) is the code's; the paper has a constant
+without a value. The published code never applies P, because no parameter has the name that it looks for;
+`--mla_projection off` trains like that code.
 """
 
 import torch
@@ -44,7 +45,7 @@ class MLA(Method):
         self.batch += 1
 
     def project(self, weight, mean):
-        """Keep the head's gradient off the mean features before this one, (D,), and add this one to them."""
+        """Project the head's gradient away from earlier mean features, then add `mean`, (D,), to the projection."""
         if self.settings.mla_projection == "off":
             return
         projection = self.projection.to(mean)

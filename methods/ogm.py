@@ -5,12 +5,12 @@
     `--ogm_rule journal`: k_u = max(0, 1 - ogm_alpha * tanh(rho_u - 1)), which tends to 1 as rho_u does (eq. 11 there)
     GE: plus Gaussian noise, with the standard deviation that the gradient had before
 
-The multimodal loss reaches everything, as in joint training. The mean over the others, and a bias split evenly, are
-those of the journal version (TPAMI 2024, eq. 6 and 7); with two modalities they are CVPR's eq. 8 and 9.
-Three things are the published code's, not the paper's: the window of epochs 0 to 50, that only convolutions are
-modulated, and noise by each tensor's own deviation (the paper: covariance of the gradient over clips, eq. 12, 13).
-Of an encoder without convolutions all parameters are modulated, as in the paper's Algorithm 1.
-Defaults: ogm_alpha 0.1 (the code's for VGGSound; 0.8 for CREMA-D).
+The multimodal loss trains the whole model, as in joint training. The mean over the others, and a bias split evenly,
+are from the journal version (TPAMI 2024, eq. 6 and 7); with two modalities they equal CVPR's eq. 8 and 9.
+Three things are from the published code, not from the paper: the window of epochs 0 to 50, that only convolutions are
+modulated, and that the noise has each tensor's own deviation (the paper: covariance of the gradient over clips, eq. 12,
+13). If an encoder has no convolutions, all its parameters are modulated, as in the paper's Algorithm 1.
+Defaults: ogm_alpha 0.1 (the code's value for VGGSound; 0.8 for CREMA-D).
 """
 
 import torch
@@ -26,7 +26,7 @@ class OGM(Joint):
     def adjust_gradients(self, model, outputs, label):
         if not self.settings.modulation_starts <= self.epoch <= self.settings.modulation_ends:
             return
-        shared = model.fusion_module.shared_bias  # which leaves b / n
+        shared = model.fusion_module.shared_bias  # b / n remains in the logits
         scores = torch.stack([true_probability(outputs[name].logits - shared, label) for name in model.modalities])
         rho = mean_over_others(scores, torch.div)
         for name, coefficient in zip(model.modalities, self.coefficients(rho), strict=True):
@@ -35,11 +35,11 @@ class OGM(Joint):
             for gradient in (parameter.grad for parameter in convolutions or parameters):
                 deviation = gradient.std()
                 gradient *= coefficient
-                if self.noise:  # in the order of shape, not of memory: on the CPU drawn in a sixth of the time
+                if self.noise:  # a contiguous tensor is drawn six times as fast on the CPU
                     gradient += deviation * torch.randn_like(gradient, memory_format=torch.contiguous_format)
 
     def coefficients(self, rho):
-        """Return k of every modality from its rho, (n,)."""
+        """Return the coefficients k of all modalities from rho: (n,) -> (n,)."""
         alpha = self.settings.ogm_alpha
         if self.settings.ogm_rule == "journal":
             return torch.where(rho > 1, (1 - alpha * torch.tanh(rho - 1)).clamp(min=0), 1)

@@ -1,17 +1,17 @@
-"""Prototypical modal rebalance, PMR (Fan et al., CVPR 2023, eq. 6 to 13, Algorithm 1): help the slower modality.
+"""Prototypical modal rebalance, PMR (Fan et al., CVPR 2023, eq. 6 to 13, Algorithm 1): train the slower modality more.
 
     c_k = mean feature of class k; p = softmax over k of -|feature - c_k|; S_u = sum over the batch of p_y
     help_u = mean over the others j of clip(S_j / S_u - 1, 0, 1); hold_u = the same of clip(S_u / S_j - 1, 0, 1)
     L = L_m + alpha sum of help_u PCE_u, in the first epochs - mu sum of hold_u H_u
 
-PCE is the mean of -log p_y, H the mean entropy. L_m reaches everything, what is added its own encoder alone. Prototypes
-are made before every epoch, c = eps c_old + (1 - eps) c_new, constants in it. Saved: both, (C, D). With mmtm a
-feature is the average of the maps in which the encoder ends.
-The paper has two modalities; the mean over the others is a proposal, which with two is eq. 11 and 13.
-Defaults: alpha 1 (the paper has 1 or 2), mu 0.01 (or 0.001), to the last epoch (Algorithm 1; --pmr_ends 70 is a command
-line's of the code), eps 0.2 (the code's flag); the paper does not say how many epochs H lasts, ours are 10.
-`--pmr_rule code`: help 0 or 1 and no H, as the published code, which also takes its prototypes from augmented batches
-and has NaN where a class has no clip; ours leaves that class out.
+PCE is the mean of -log p_y, H the mean entropy. L_m trains the whole model; the added terms train only their own
+encoder. Prototypes are computed before every epoch, c = eps c_old + (1 - eps) c_new, and are constant during it. State:
+the prototypes, (C, D), and which classes have one. With mmtm, a feature is the average of the encoder's last maps.
+The paper has two modalities. The mean over the others is our extension; with two modalities it is eq. 11 and 13.
+Defaults: alpha 1 (the paper has 1 or 2), mu 0.01 (or 0.001), up to the last epoch (Algorithm 1; a command line of the
+code has --pmr_ends 70), eps 0.2 (the code's flag). The paper does not state the number of epochs with H; ours is 10.
+`--pmr_rule code` is the rule of the published code: help is 0 or 1, and there is no H. That code computes prototypes
+from augmented batches, and they are NaN for a class without clips; ours leaves out such a class.
 """
 
 import torch
@@ -23,7 +23,7 @@ from methods.joint import joint_step
 from methods.statistics import entropy, mean_over_others
 from utils.processes import total
 
-FEWEST = 10  # clips of a class that make its prototype, where a tenth is less
+FEWEST = 10  # minimum number of clips for a prototype, if a tenth of the class is less
 
 
 class PMR(Method):
@@ -50,7 +50,7 @@ class PMR(Method):
         return joint_step(model, inputs, label, None if ends else lambda features: self.rebalance(label, features))
 
     def rebalance(self, label, features):
-        """Return what is added to the loss for {modality: feature}."""
+        """Return the terms to add to the loss, from the features {modality: feature}."""
         log_p = [self.log_probabilities(as_vector(z), self.prototypes[name]) for name, z in features.items()]
         own = [each.gather(1, label.unsqueeze(1)) for each in log_p]
         helps, holds = self.coefficients(torch.stack([total(each.detach().exp().sum()) for each in own]))
@@ -61,14 +61,14 @@ class PMR(Method):
         return extra
 
     def log_probabilities(self, feature, prototypes):
-        """Return log p of the classes by distance, nearly minus infinity without a prototype: (B, D) -> (B, C)."""
+        """Return log p of the classes by distance, about -1e9 without a prototype: (B, D) -> (B, C)."""
         prototypes = prototypes.to(feature)
-        # its gradient at distance 0 is 0; that of the square root would be infinite
+        # cdist has gradient 0 at distance 0, where a square root has an infinite one
         distance = torch.cdist(feature, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
         return F.log_softmax((-distance).masked_fill(~self.present.to(feature.device), -1e9), dim=1)
 
     def coefficients(self, scores):
-        """Return how much each modality is helped and held back by its score S: (n,) -> (n,), (n,)."""
+        """Return the coefficients (help, hold) of all modalities from their scores S: (n,) -> (n,), (n,)."""
         holds = mean_over_others(scores, lambda own, other: (own / other - 1).clamp(0, 1))
         if self.settings.pmr_rule == "code":
             return mean_over_others(scores, slower), holds
@@ -76,6 +76,6 @@ class PMR(Method):
 
 
 def slower(own, other):
-    """Return 1 where a score is behind another; of equal ones the later modality counts as behind, as in the code."""
+    """Return 1 where `own` is below `other`, else 0; of two equal scores, the later counts as below, as in the code."""
     later = torch.ones(own.shape[0], other.shape[1], dtype=torch.bool, device=own.device).tril(-1)
     return ((own < other) | (own == other) & later).to(own)

@@ -1,14 +1,15 @@
-"""Diagnosing and re-learning (Wei et al., ECCV 2024, arXiv 2407.09705): go back towards the start where one overfits.
+"""Diagnosing and re-learning (Wei et al., ECCV 2024, arXiv 2407.09705): move overfitting encoders back to the start.
 
-    P = share of clips with their cluster's commonest label; k-means, a cluster per class, on one modality's features
+    P = share of clips with the commonest label of their cluster; k-means of a modality's features, a cluster per class
     theta <- (1 - alpha) theta + alpha theta_start, alpha = tanh(lambda |P_train - P_held_out|), for each encoder
 
-Eq. 1 to 6. Training is joint, with --relearn_unimodal 1 (the paper's Ours+) with unimodal losses too. This is done
-before epochs 21, 41 and 61, counted from 0, to all parameters of the encoders; running statistics, fusion and momentum
-stay. Needs --val_ratio. Saved: a hash of the start; alpha is in the log.
-Defaults are the paper's for CREMA-D: lambda 3, every 20 epochs. Two things are the published code's alone: at most 3
-times, and that each column of the features is scaled to -1 to 1. Its training features are of augmented clips, ours are
-as in evaluation. Algorithm 1 as printed also acts after the first epoch; the code and ours do not.
+Eq. 1 to 6. Training is joint; with --relearn_unimodal 1 (the paper's Ours+) there are unimodal losses too. Re-learning
+happens before epochs 21, 41 and 61, counted from 0. It changes all parameters of the encoders, but not running
+statistics, fusion or momentum. It needs --val_ratio. State: a hash of the initial weights; alpha is in the log.
+Defaults are the paper's for CREMA-D: lambda 3, every 20 epochs. Two things are from the published code only: the
+maximum of 3 times, and scaling each column of the features to -1 to 1. The code's training features are from augmented
+clips, ours from clips as in evaluation. Algorithm 1 as printed also acts after the first epoch; the code and ours do
+not.
 """
 
 import math
@@ -50,7 +51,7 @@ class Relearn(Joint):
         (train, label), (held_out, held_out_label) = (
             features_of(model, loaders[split].dataset, settings.batch_size, device) for split in self.splits
         )
-        if rank() == 0:  # clusters drawn in one process are the same for all
+        if rank() == 0:  # one process computes the clusters, so that all have the same
             clusters = len(label.unique())
             for name in model.modalities:
                 gap = purity(train[name], label, clusters) - purity(held_out[name], held_out_label, clusters)
@@ -60,7 +61,7 @@ class Relearn(Joint):
 
     @torch.no_grad()
     def relearn(self, model):
-        """Move every encoder towards its start by its strength."""
+        """Move the parameters of every encoder towards their initial values, by the strength of its modality."""
         for name, alpha in self.strengths.items():
             for parameter, start in zip(model.encoder_parameters(name), self.start[name], strict=True):
                 parameter.lerp_(start.to(parameter), alpha)
@@ -70,4 +71,4 @@ class Relearn(Joint):
 
     def load_state_dict(self, state):
         if state["start_hash"] != self.start_hash:
-            raise ValueError("it started from other weights")
+            raise ValueError("the run started from other weights")

@@ -1,4 +1,4 @@
-"""Statistics of a batch that methods use; the same in every process."""
+"""Compute statistics of a batch for methods; every process gets the same values."""
 
 from contextlib import contextmanager
 
@@ -15,14 +15,14 @@ def dot(x, y):
 
 
 def ratio(x, y, smallest):
-    """Return |x| / |y| of two lists of tensors, at least 1; 0 if |y| is not above `smallest`."""
+    """Return max(|x| / |y|, 1) for two lists of tensors, or 0 if |y| is not above `smallest`."""
     length = dot(y, y).sqrt()
-    found = (dot(x, x).sqrt() / length).clamp(min=1)
-    return torch.where(length > smallest, found, 0).to(y[0].dtype)
+    quotient = (dot(x, x).sqrt() / length).clamp(min=1)
+    return torch.where(length > smallest, quotient, 0).to(y[0].dtype)
 
 
 def by_certainty(*logits):
-    """Return the mean of several logits (B, C), weighted for each clip by softmax of minus their entropies."""
+    """Return the mean of several logits (B, C), weighted for each clip by the softmax of their negative entropies."""
     weights = torch.stack([-entropy(each.log_softmax(dim=1)) for each in logits]).softmax(dim=0)
     return (weights.unsqueeze(2) * torch.stack(logits)).sum(dim=0)
 
@@ -55,7 +55,7 @@ def mean_over_others(values, function):
 
 @contextmanager
 def evaluating(module):
-    """A block in which the BatchNorm layers of a module use their running statistics and leave them unchanged."""
+    """Let the BatchNorm layers of a module use their running statistics, unchanged, while the block lasts."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
     for layer in layers:
         layer.eval()

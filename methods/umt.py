@@ -2,10 +2,11 @@
 
     L = L_m + lambda sum of mean |z_u - z_u,T|^2, means over clips and the entries of a feature
 
-z_u,T are features of frozen encoders, each trained alone, of the same augmented clips. Each encoder gets the
-gradient of L_m and of its own distance, the joint head that of L_m. Saved: a hash of the teachers, always float32.
-The papers' texts were not found: the sum over modalities is a proposal, and lambda 10 is that of a later benchmark; try
-1, 10, 50. No authors' code was seen.
+z_u,T are the features of frozen encoders, the teachers, for the same augmented clips. Each teacher was trained alone,
+and always computes in float32. Each encoder gets the gradients of L_m and of its own distance, the joint head that of
+L_m. State: hashes of the teachers.
+The texts of the papers were not found. The sum over modalities is our assumption, and lambda 10 is from a later
+benchmark; try 1, 10, 50. No code of the authors was found.
 """
 
 import torch.nn.functional as F
@@ -34,24 +35,28 @@ class UMT(Method):
 
     def begin_epoch(self, epoch, model, loaders, device):
         if any(classes != list(loaders["train"].dataset.classes) for classes in self.classes):
-            raise InputError("--umt_audio, --umt_visual: trained on other classes; use other teachers")
+            raise InputError(
+                "--umt_audio, --umt_visual, --umt_text: a teacher was trained on other classes; use other teachers"
+            )
 
     def teacher(self, name, n_classes, inputs):
-        """Load the model that --umt_<modality> names, in evaluation mode -> (model, its checkpoint)."""
+        """Load the teacher that --umt_<modality> names; return (model in evaluation mode, its checkpoint)."""
         flag, path = f"--umt_{name}", getattr(self.settings, f"umt_{name}")
         saved = load_checkpoint(path)
         settings = saved["settings"]
         method = settings.get("method") or settings.get("modality")
         if method != name:
-            raise InputError(f"{flag} {path}: of --method {method}; give best.pth of --method {name}")
+            raise InputError(f"{flag} {path}: a checkpoint of --method {method}; give best.pth of --method {name}")
         if settings.get("dataset") != self.settings.dataset:
-            raise InputError(f"{flag} {path}: of {settings.get('dataset')}, not {self.settings.dataset}; take another")
+            raise InputError(
+                f"{flag} {path}: trained on {settings.get('dataset')}, not {self.settings.dataset}; use another teacher"
+            )
         model = AVClassifier(n_classes, modality=name, backbone=self.settings.backbone, inputs=inputs)
         try:
             model.load_state_dict(saved["model"])
         except RuntimeError:
             fits = f"--backbone {self.settings.backbone} and {self.settings.dataset}"
-            raise InputError(f"{flag} {path}: its weights do not fit {fits}; take another") from None
+            raise InputError(f"{flag} {path}: its weights do not fit {fits}; use another teacher") from None
         return model.requires_grad_(False).eval(), saved
 
     def step(self, model, inputs, label):
@@ -65,4 +70,4 @@ class UMT(Method):
 
     def load_state_dict(self, state):
         if state["hashes"] != self.hashes:
-            raise ValueError("it had other teachers")
+            raise ValueError("the run had other teachers")

@@ -1,4 +1,4 @@
-"""One encoder alone with a linear classifier: the unimodal baseline, what a modality achieves without the others."""
+"""The unimodal baseline: one encoder alone with a linear classifier."""
 
 from methods.base import Method, encode_all, score
 

@@ -1,1 +1,1 @@
-"""Encoders, fusion modules, and the classifier that joins them."""
+"""Encoders, fusion modules, the classifier that combines them, and initial weights."""

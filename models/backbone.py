@@ -5,17 +5,16 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
 class Encoder(ResNet):
-    """A ResNet that returns its last feature maps, with random initial weights.
+    """A ResNet without its classifier, which returns its last feature maps.
+
+    Shapes: (B, in_channels, H, W) -> (B, D, ceil(H / 32), ceil(W / 32)). Initial weights are random, as in torchvision:
+    convolutions Kaiming-normal (fan-out, ReLU), BatchNorm 1 and 0.
 
     Args:
         in_channels: 1 for spectrograms, 3 for RGB frames.
 
     Attributes:
-        dim: number of channels D after layer4, 512, or 2048 with bottleneck blocks; after layer2 a quarter, after
-            layer3 half of it.
-
-    Shapes: (B, in_channels, H, W) -> (B, D, ceil(H / 32), ceil(W / 32)). Convolutions are Kaiming-normal (fan-out,
-    ReLU), BatchNorm 1 and 0, as torchvision initialises them.
+        dim: number of channels D after layer4: 512, or 2048 with bottleneck blocks. layer3 has D / 2, layer2 D / 4.
     """
 
     block, layers = BasicBlock, (2, 2, 2, 2)
@@ -33,7 +32,7 @@ class Encoder(ResNet):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def cut(self):
-        """Remove layer3 and layer4 and return them, {name: module}; the encoder ends at layer2 from then on."""
+        """Remove layer3 and layer4 from the encoder, which then ends at layer2, and return them: {name: module}."""
         stages = {"layer3": self.layer3, "layer4": self.layer4}
         self.layer3, self.layer4 = nn.Identity(), nn.Identity()
         return stages
@@ -52,7 +51,7 @@ class ResNet50(Encoder):
 
 
 class MLP(nn.Sequential):
-    """A perceptron of two layers for feature vectors: (B, in_features) -> (B, 128)."""
+    """A perceptron with two layers for feature vectors: (B, in_features) -> (B, 128)."""
 
     dim = 128
 
@@ -69,5 +68,5 @@ BACKBONES = {
 
 
 def pooled(maps):
-    """Return maps averaged over positions and frames: (B, N, C, h, w) -> (B, C)."""
+    """Average maps over positions and frames: (B, N, C, h, w) -> (B, C)."""
     return maps.mean(dim=(3, 4)).mean(dim=1)

@@ -13,29 +13,29 @@ CHANNELS = {"audio": 1, "visual": 3}  # of spectrograms and frames
 class AVClassifier(nn.Module):
     """The audio-visual classifier of the paper, section 3.
 
-    An encoder is what sees its modality alone; everything from the first cross-modal layer on is the fusion module. The
-    encoder of a modality is the attribute `<modality>_net`. With mmtm it ends at layer2, and the fusion module has the
-    layers behind it.
+    An encoder has the layers that read one modality only. All layers from the first cross-modal one on are in the
+    fusion module. The encoder of a modality is the attribute `<modality>_net`. With mmtm it ends at layer2, and the
+    fusion module has the later layers.
 
     Args:
         n_classes: number of classes C.
-        fusion_method: a key of `FUSION_MODULES`; without effect for one modality.
-        modality: "full" for all encoders and the fusion module; one of the modalities for its encoder and a linear
-            classifier in the fusion module's place, the unimodal baseline.
+        fusion_method: a key of `FUSION_MODULES`; no effect with one modality.
+        modality: "full" for all encoders and the fusion module. The name of a modality for the unimodal baseline: one
+            encoder, and a linear classifier in place of the fusion module.
         backbone: a key of `BACKBONES`, the architecture of the encoders.
-        alone: "own" or "zeros", how the fusion module scores one modality; without effect for concat.
-        inputs: {modality: size of the encoder's input}, channels of images, or width of feature vectors for "mlp".
+        alone: "own" or "zeros", how the fusion module scores one modality alone; no effect with concat.
+        inputs: {modality: size of the encoder's input}: channels of images, or width of feature vectors for "mlp".
 
     Attributes:
         modalities: names of the modalities, in order.
-        branches: "fused" and the modalities: what `forward` gives logits of.
-        dim: width D of a feature, 512 with ResNet-18; with mmtm of what layer4 gives.
-        takes_maps: whether features are maps (B, N, C, h, w), for a fusion module that takes them, or vectors (B, D).
-        frozen: modalities whose encoders are not trained; their BatchNorm evaluates.
-        amp: train the encoders in bfloat16 (autocast); features, fusion and evaluation are always float32.
+        branches: "fused" and the modalities, the keys of the logits that `forward` returns.
+        dim: width D of a feature, 512 with ResNet-18; with mmtm the number of channels after layer4.
+        takes_maps: True if features are maps (B, N, C, h, w), False if they are vectors (B, D).
+        frozen: modalities whose encoders are not trained; their BatchNorm uses its running statistics.
+        amp: train the encoders in bfloat16 (autocast). Features, fusion and evaluation are always float32.
 
     Raises:
-        ValueError: unknown fusion_method, modality or backbone, or two that do not go together.
+        ValueError: fusion_method, modality or backbone is unknown, or the module does not fit the backbone.
     """
 
     amp, frozen = False, ()
@@ -53,7 +53,7 @@ class AVClassifier(nn.Module):
         self.modality, self.n_classes, self.inputs = modality, n_classes, inputs or CHANNELS
         self.modalities = tuple(self.inputs) if modality == "full" else (modality,)
         self.branches = ("fused", *self.modalities)
-        # all are created in any case, so that an encoder has the same initial weights alone and in the whole model
+        # create all encoders, so that an encoder has the same initial weights alone and in the full model
         encoders = {name: BACKBONES[backbone](size) for name, size in self.inputs.items()}
         for name in self.modalities:
             setattr(self, f"{name}_net", encoders[name])
@@ -86,14 +86,15 @@ class AVClassifier(nn.Module):
         return list(self.encoder(name).parameters())
 
     def encode(self, name, x):
-        """Return a modality's feature (B, D), averaged over positions and frames, or if `takes_maps` its maps.
+        """Return the feature of a modality: the encoder's maps if `takes_maps`, else their average.
 
         Args:
-            name: of the modality.
-            x: a spectrogram (B, 1, F, T), frames (B, 3, N, H, W), or feature vectors (B, width).
+            name: name of the modality.
+            x: spectrograms (B, 1, F, T), frames (B, 3, N, H, W), or feature vectors (B, width).
 
         Returns:
-            (B, D), or maps (B, N, C, h, w), N = 1 of a spectrogram; in float32 at least.
+            The average over positions and frames (B, D), or maps (B, N, C, h, w), with N = 1 for a spectrogram; at
+            least float32.
         """
         images = x.transpose(1, 2).flatten(0, 1) if x.dim() == 5 else x  # (B * N, channels, H, W)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp and self.training):
@@ -111,7 +112,7 @@ class AVClassifier(nn.Module):
             inputs: {modality: tensor} as `encode` takes them.
 
         Returns:
-            {"fused": (B, C), and each modality: (B, C)}; with one modality both are the same.
+            {"fused": (B, C), <modality>: (B, C)}; with one modality both are equal.
         """
         features = {name: self.encode(name, inputs[name]) for name in self.modalities}
         alone = {name: self.fusion_module.alone(name, feature) for name, feature in features.items()}

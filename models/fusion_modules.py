@@ -1,7 +1,7 @@
 """Fusion modules with shared-weight unimodal heads (`_AUXI`), paper section 3.2; formulas in docs/design.md.
 
-Each module says how to fuse the features of all modalities, and how to score one modality alone with the same weights.
-That no gradient of the fused logits reaches an encoder is said once, in the base class.
+Each module defines how to fuse the features of all modalities, and how to score one modality alone with the same
+weights. The base class detaches the features, so that no gradient of the fused logits reaches an encoder.
 """
 
 import torch
@@ -9,13 +9,14 @@ from torch import nn
 
 from models.backbone import pooled
 from models.mixer import MixerBlock
-from models.mmtm import MMTM, running_statistics_kept
+from models.mmtm import MMTM, keep_running_statistics
 
 
 class Fusion_AUXI(nn.Module):
-    """Base of the fusion modules. A feature is (B, dim), with `takes_maps` (B, N, C, h, w); logits are (B, n_classes).
+    """Base class of the fusion modules.
 
-    A new fusion module defines `fuse` and, if the feature in every place would not do, `alone`. It takes its place in
+    A feature is (B, dim), or with `takes_maps` (B, N, C, h, w). Logits are (B, n_classes). A new fusion module defines
+    `fuse`, and `alone` if one modality alone is not scored with its feature in place of every other. Add it to
     FUSION_MODULES below.
 
     Args:
@@ -25,13 +26,14 @@ class Fusion_AUXI(nn.Module):
 
     Attributes:
         takes: number of modalities that the module fuses; None for any number.
-        takes_maps: whether a feature is the maps that an encoder ends in, instead of their average.
-        zeros: whether one modality alone is scored with 0 in place of the others.
-        shared_bias: the part of the bias in each modality's own logits that belongs to the others, if the bias is split
-            evenly; 0 if each has a bias of its own, or if the fused logits are no sum over the modalities.
+        takes_maps: True if a feature is the last maps of an encoder, False if it is their average.
+        zeros: True if one modality alone is scored with 0 in place of the others.
+        shared_bias: the part of the bias in one modality's logits that belongs to the other modalities, with the bias
+            split evenly. It is 0 if each modality has its own bias, or if the fused logits are not a sum over the
+            modalities.
 
     Raises:
-        ValueError: the module takes another number of modalities.
+        ValueError: the module does not take this number of modalities.
     """
 
     takes = None
@@ -46,34 +48,34 @@ class Fusion_AUXI(nn.Module):
         self.modalities = tuple(modalities)
 
     def forward(self, features):
-        """Return fused logits of the detached features: multimodal gradient truncation (paper eq. 9 and 10)."""
+        """Return the fused logits of the detached features: multimodal gradient truncation (paper eq. 9 and 10)."""
         features = {name: feature.detach() for name, feature in features.items()}
         return self.fuse(features)  # DGL (2): every layer of the fusion module learns, no encoder does
 
     def fuse(self, features):
-        """Return fused logits of {modality: feature}, without detaching."""
+        """Return the fused logits of {modality: feature}, without detaching."""
         raise NotImplementedError
 
     def alone(self, name, feature):
-        """Return the logits of one modality alone (paper eq. 11 to 14): here the feature takes every place."""
+        """Return the logits of one modality alone (paper eq. 11 to 14), here with its feature in every place."""
         return self.fuse(dict.fromkeys(self.modalities, feature))
 
     def vector(self, name, feature):
-        """Return what another linear head can score one modality by, (B, dim): here the feature itself."""
+        """Return the input (B, dim) for another linear head that scores one modality, here the feature itself."""
         return feature
 
     def use_zeros(self):
-        """Score one modality alone with 0 in place of the others from now on, if the module has another way."""
+        """From now on, score one modality alone with 0 in place of the others; no effect if `zeros` is True already."""
         if not self.zeros:
             self.zeros, self.alone = True, self.alone_with_zeros
 
     def alone_with_zeros(self, name, feature):
-        """Return the logits of one modality alone with 0 in place of the others, as eq. 12 and 14 print it."""
+        """Return the logits of one modality alone with 0 in place of the others (paper eq. 12 and 14)."""
         return self.fuse(dict.fromkeys(self.modalities, torch.zeros_like(feature)) | {name: feature})
 
 
 class ConcatFusion_AUXI(Fusion_AUXI):
-    """fc_out of all features side by side; one modality alone has zeros in place of the others."""
+    """fc_out of the concatenated features; one modality alone has zeros in place of the others."""
 
     zeros = True
 
@@ -93,7 +95,7 @@ class ConcatFusion_AUXI(Fusion_AUXI):
 
 
 class SumFusion_AUXI(Fusion_AUXI):
-    """The sum of a linear layer for each modality, fc_x, fc_y, fc_z, fc_3, ...; one modality alone is its own term."""
+    """The sum of one linear layer per modality: fc_x, fc_y, fc_z, fc_3, ...; one modality alone is its own term."""
 
     def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
         super().__init__(n_classes, dim, modalities)
@@ -135,7 +137,7 @@ class GatedFusion_AUXI(Fusion_AUXI):
         self.fc_out = nn.Linear(dim, n_classes)
 
     def gated(self, gate, value):
-        """Return the logits of two hidden layers, (B, dim) each."""
+        """Return the logits of two hidden vectors, (B, dim) each."""
         return self.fc_out(torch.sigmoid(gate) * value)
 
     def fuse(self, features):
@@ -148,7 +150,7 @@ class GatedFusion_AUXI(Fusion_AUXI):
 
 
 class FiLM_AUXI(Fusion_AUXI):
-    """fc_out(gamma * y + beta), gamma and beta = fc(x) (Perez et al., AAAI 2018): the first modality modulates."""
+    """fc_out(gamma * y + beta), gamma, beta = fc(x) (Perez et al., AAAI 2018): the first modality modulates."""
 
     takes = 2
 
@@ -179,10 +181,10 @@ class BilinearFusion_AUXI(Fusion_AUXI):
 
 
 class MixerFusion_AUXI(Fusion_AUXI):
-    """fc_out of mixed tokens side by side, after CubeMLP (Sun et al., ACM MM 2022), without its time axis.
+    """fc_out of the concatenated mixed tokens, after CubeMLP (Sun et al., ACM MM 2022) without its time axis.
 
-    The features are n tokens (B, n, dim), which two blocks of models/mixer.py mix. CubeMLP's are the two blocks, their
-    layers and dropout 0.1. Ours are one vector per modality, hidden widths equal to n and dim, and that one modality
+    The features are n tokens (B, n, dim), which two blocks of models/mixer.py mix. The two blocks, their layers and
+    dropout 0.1 are CubeMLP's. One vector per modality, and hidden widths equal to n and dim, are ours. One modality
     alone has zeros in place of the other tokens before the first block; inside the blocks they do not stay 0.
     """
 
@@ -204,18 +206,17 @@ class MixerFusion_AUXI(Fusion_AUXI):
 class MMTMFusion_AUXI(Fusion_AUXI):
     """Dense interaction of two ResNets by MMTM (Joze et al., CVPR 2020): the encoders end at layer2.
 
-    mmtm2, layer3 of each stream, mmtm3, layer4 of each, mmtm4, then fc_out of both pooled maps side by side. Each
-    stream has layers of its own. Squeezed vectors and pooled maps are averages over a clip's frames, so all frames have
-    the same gates. One modality alone runs its own stream only, with 0 in place of the other's squeezed vectors and
-    pooled maps.
+    The order is mmtm2, layer3 of each stream, mmtm3, layer4 of each stream, mmtm4, then fc_out of both pooled maps.
+    Each stream has its own layers. Squeezed vectors and pooled maps are averages over a clip's frames, so all frames
+    have the same gates. One modality alone runs only its own stream, with 0 in place of the squeezed vectors and pooled
+    maps of the other.
 
-    BatchNorm's running statistics are those of the fused pass alone, because the gates of one modality alone are
-    different: several kinds of passes per step would pull them apart. In training, a pass of one modality alone
-    normalises by the statistics of its batch and leaves the running ones unchanged. Evaluation uses the running ones
-    for every pass. `refresh_batchnorm` runs every kind of pass, so its averages follow the same rule.
+    BatchNorm's running statistics come from the fused pass only, because one modality alone has other gates and so
+    other statistics. In training, a pass of one modality alone normalises by the statistics of its batch and leaves the
+    running ones unchanged. In evaluation, every pass uses the running ones. `refresh_batchnorm` follows the same rule.
 
     Args:
-        stages: {modality: {"layer3": module, "layer4": module}}, what `Encoder.cut` returns.
+        stages: {modality: {"layer3": module, "layer4": module}}, the layers that `Encoder.cut` returns.
     """
 
     takes = 2
@@ -239,12 +240,12 @@ class MMTMFusion_AUXI(Fusion_AUXI):
         return self.classify({name: self.vector(name, feature)})
 
     def vector(self, name, feature):
-        """Return the pooled maps of a modality's own stream, run alone: (B, N, C, h, w) -> (B, dim)."""
-        with running_statistics_kept(self):
+        """Return the pooled maps of a modality's stream, which runs alone: (B, N, C, h, w) -> (B, dim)."""
+        with keep_running_statistics(self):
             return self.vectors({name: feature})[name]
 
     def vectors(self, maps):
-        """Return the pooled maps of the streams whose modalities are given, {modality: (B, dim)}."""
+        """Run the streams of the given modalities: {modality: maps (B, N, C, h, w)} -> {modality: (B, dim)}."""
         maps = self.mmtm2(maps)
         for stage, mmtm in (("layer3", self.mmtm3), ("layer4", self.mmtm4)):
             images = {name: self.streams[name][stage](each.flatten(0, 1)) for name, each in maps.items()}
@@ -252,13 +253,13 @@ class MMTMFusion_AUXI(Fusion_AUXI):
         return {name: pooled(each) for name, each in maps.items()}
 
     def classify(self, vectors):
-        """Return the logits of {modality: (B, dim)}; a missing one counts as 0."""
+        """Return the logits of {modality: (B, dim)}; a missing modality counts as 0."""
         zeros = torch.zeros_like(next(iter(vectors.values())))
         return self.fc_out(torch.cat([vectors.get(name, zeros) for name in self.modalities], dim=1))
 
 
 class LinearClassifier(Fusion_AUXI):
-    """A linear classifier in the fusion module's place, for a model of one modality."""
+    """A linear classifier in place of the fusion module, for a model with one modality."""
 
     takes = 1
 

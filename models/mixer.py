@@ -6,7 +6,8 @@ from torch import nn
 class MixerBlock(nn.Module):
     """Mix n tokens over modalities, then over channels, each time with a residual: (B, n, dim) -> (B, n, dim).
 
-    CubeMLP mixes time first; here each modality is one vector. Its widths shrink from block to block; ours stay.
+    CubeMLP mixes over time first; here each modality is one vector. CubeMLP's widths shrink from block to block; here
+    they stay the same.
     """
 
     def __init__(self, n, dim):
@@ -19,7 +20,7 @@ class MixerBlock(nn.Module):
 
 
 def perceptron(width):
-    """Return CubeMLP's layers for the last axis, of this width."""
+    """Return CubeMLP's layers for the last axis, whose size is `width`."""
     return nn.Sequential(
         nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.Dropout(0.1)
     )

@@ -1,4 +1,4 @@
-"""The block of the mmtm fusion, and how BatchNorm is kept out of passes that would disturb its statistics."""
+"""The block of the mmtm fusion, and a context that protects BatchNorm's running statistics."""
 
 from contextlib import contextmanager
 
@@ -10,13 +10,13 @@ from models.backbone import pooled
 
 
 class MMTM(nn.Module):
-    """Multimodal transfer module (Joze et al., CVPR 2020): all modalities gate the channels of each one's maps.
+    """Multimodal transfer module (Joze et al., CVPR 2020): all modalities together gate the channels of each one.
 
         S_u = maps of u averaged over positions and frames; Z = relu(squeeze([S_1; S_2; ...]))
         maps of u times sigmoid(excite_u(Z)), channel by channel; no factor 2, as in every published code
 
     Args:
-        modalities: their names, in the order of the weights.
+        modalities: names of the modalities, in the order of the weights.
         channels: number of channels C of each modality's maps.
         ratio: squeeze has int(2 n C / ratio) outputs; 2 as in DGL's release (4 in Joze's and PMR's code).
     """
@@ -39,10 +39,10 @@ class MMTM(nn.Module):
 
 
 @contextmanager
-def running_statistics_kept(module):
-    """A block in which BatchNorm layers leave their running statistics unchanged, in training and in evaluation.
+def keep_running_statistics(module):
+    """Leave the running statistics of a module's BatchNorm layers unchanged while the block lasts.
 
-    In training they normalise by the batch's statistics as ever, in evaluation by the running ones.
+    As always, the layers normalise by the statistics of the batch in training, and by the running ones in evaluation.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
     for layer in layers:

@@ -1,5 +1,6 @@
-"""What the tests of the training rules share: a small encoder, rules that are ready to step, gradients compared."""
+"""What the tests of methods share: small models, methods that are ready to step, formulas, gradients compared."""
 
+import copy
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -15,36 +16,43 @@ from models.fusion_modules import FUSION_MODULES
 from tests.conftest import SmallEncoder, settings_of
 from tests.test_dgl_step import CLASSES, FORMULAS, linear
 
-NEEDS = {"gblend": ["--gblend_weights", "0.2,0.5,0.3"]}  # flags that a rule is not built without
+NEEDS = {"gblend": ["--gblend_weights", "0.2,0.5,0.3"]}  # flags that a method is not built without
 
 
 def small_model(fusion="concat", modality="full", seed=0, n_classes=CLASSES, inputs=None):
-    """An AVClassifier with small encoders, in float32."""
+    """Return an AVClassifier with small encoders, in float32."""
     with patch.dict(BACKBONES, resnet18=SmallEncoder):
         torch.manual_seed(seed)
         return AVClassifier(n_classes, fusion, modality, inputs=inputs)
 
 
+def prepared(name, model, method):
+    """Give a method what it needs before a step, but for begin_epoch with clips -> (model, method)."""
+    if name == "umt":
+        teacher, method.hashes, method.classes = copy.deepcopy(model).requires_grad_(False).eval(), [], []
+        for parameter in teacher.parameters():
+            parameter += 0.1
+        method.teachers = dict.fromkeys(model.modalities, teacher)
+    elif name == "pmr":
+        centres = torch.randn(len(model.modalities), model.n_classes, model.dim, dtype=torch.float64)
+        method.prototypes = dict(zip(model.modalities, centres, strict=True))
+        method.present = torch.ones(model.n_classes, dtype=torch.bool)
+    elif name == "relearn":
+        method.prepare(model)
+    elif name == "inforeg":
+        method.begin_epoch(0, model, {}, torch.device("cpu"))
+    return model, method
+
+
 def rule(name, *flags, fusion="concat"):
-    """A small model in float64, in training, and its rule, ready to step -> (model, method)."""
+    """Return a small model in float64, in training, and its method, ready to step -> (model, method)."""
     model = small_model(fusion)
     method = build_method(settings_of("--method", name, *NEEDS.get(name, ()), *flags), model)
     with torch.no_grad():
         for layer in model.fusion_module.modules():
             if isinstance(layer, nn.Linear):
                 layer.bias.normal_()  # so that it matters how a bias is counted
-    if name == "umt":
-        method.teachers = {name: small_model(modality=name, seed=9).eval() for name in model.modalities}
-        for teacher in method.teachers.values():
-            teacher.requires_grad_(False)
-        method.hashes = [1, 2]
-    elif name == "pmr":
-        method.prototypes = dict(zip(model.modalities, torch.rand(2, CLASSES, 512, dtype=torch.float64), strict=True))
-        method.present = torch.ones(CLASSES, dtype=torch.bool)
-    elif name == "relearn":
-        method.prepare(model)
-    elif name == "inforeg":
-        method.begin_epoch(0, model, {}, torch.device("cpu"))
+    prepared(name, model, method)  # a teacher stays in float32
     return model.double().train(), method
 
 
@@ -55,65 +63,29 @@ def whole_step(model, method, inputs, label):
     return outputs
 
 
-def fused(model, a, v, fusion="concat"):
-    """The joint head's logits, by the formula."""
-    head = getattr(model.fusion_module, "joint", model.fusion_module)
-    return FORMULAS[fusion][0](dict(head.named_parameters()), a, v)
-
-
-def own(model, a, v):
-    """The logits of heads of their own, audio's and video's."""
-    weights = dict(model.fusion_module.named_parameters())
-    return linear(weights, "audio_head", a), linear(weights, "visual_head", v)
-
-
-def alone(model, a, v, fusion="concat"):
-    """Each modality's logits of the joint head; with concat each has half of the bias."""
-    weights = dict(model.fusion_module.named_parameters())
-    half = weights["fc_out.bias"] / 2 if fusion == "concat" else 0
-    return FORMULAS[fusion][1](weights, a) - half, FORMULAS[fusion][2](weights, v) - half
-
-
 def gradients(model, outputs, weights=None):
-    """d(outputs), weighted, of every parameter by name; zeros where nothing reaches it."""
-    named = dict(model.named_parameters())
-    found = torch.autograd.grad(
-        outputs, list(named.values()), weights, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
+    """Return d(outputs), weighted, of every parameter by name; zeros where nothing reaches it."""
+    named, options = dict(model.named_parameters()), {"allow_unused": True, "materialize_grads": True}
+    found = torch.autograd.grad(outputs, list(named.values()), weights, retain_graph=True, **options)
     return dict(zip(named, found, strict=True))
 
 
-def assert_gradients(model, expected):
-    """Every .grad is what is expected, to 1e-5 of its length; where 0 is expected it may be missing."""
+def assert_gradients(model, expected, tolerance=1e-5):
+    """Check that every .grad is what is expected, relative to its length; where 0 is expected it may be missing."""
     for name, parameter in model.named_parameters():
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         error = (grad - expected[name]).norm() / expected[name].norm().clamp(min=1e-12)
-        assert error < 1e-5, f"{name}: relative error {error:.2e}"
-
-
-def likely(logits, label):
-    """Softmax probability of the true class, (B,)."""
-    return torch.stack([row.softmax(0)[k] for row, k in zip(logits, label, strict=True)])
-
-
-def labels_that_favour(first, other):
-    """Labels at which the first logits are better than the other by as much as can be."""
-    return (first.softmax(1) - other.softmax(1)).argmax(dim=1)
+        assert error < tolerance, f"{name}: relative error {error:.2e}"
 
 
 # Three modalities
 
 TOY_CLASSES, TOY_DIM, TOY_BATCH = 4, 6, 5
 WIDTHS = {"a": 5, "v": 3, "t": 4}  # of the inputs (B, 1, 4, width)
-TOY_NEEDS = {"gblend": ["--gblend_weights", "0.4,0.3,0.2,0.1"]}
 
 
 class Toy(nn.Module):
-    """A model of three modalities, as the methods use one.
-
-    Args:
-        encoders: {modality: module}; by default small networks of TOY_DIM outputs.
-    """
+    """A model of three modalities, or of those of other `encoders`, {modality: module}, as the methods use one."""
 
     frozen = ()
 
@@ -149,21 +121,8 @@ def toy(name=None, *flags, fusion="concat", **arguments):
 
 def toy_rule(name, *flags, fusion="concat"):
     """Return a Toy and the method of this name, ready to step -> (model, method)."""
-    model, method = toy(name, *TOY_NEEDS.get(name, ()), *flags, fusion=fusion)
-    if name == "umt":
-        teacher, method.hashes, method.classes = toy()[0].requires_grad_(False), [], []
-        for parameter in teacher.parameters():
-            parameter += 0.1
-        method.teachers = dict.fromkeys(model.modalities, teacher)
-    elif name == "pmr":
-        centres = torch.randn(3, TOY_CLASSES, TOY_DIM, dtype=torch.float64)
-        method.prototypes = dict(zip(model.modalities, centres, strict=True))
-        method.present = torch.ones(TOY_CLASSES, dtype=torch.bool)
-    elif name == "relearn":
-        method.prepare(model)
-    elif name == "inforeg":
-        method.begin_epoch(0, model, {}, torch.device("cpu"))
-    return model, method
+    flags = ["--gblend_weights", "0.4,0.3,0.2,0.1", *flags] if name == "gblend" else flags
+    return prepared(name, *toy(name, *flags, fusion=fusion))
 
 
 def toy_batch(seed=1, size=TOY_BATCH):
@@ -175,28 +134,55 @@ def toy_batch(seed=1, size=TOY_BATCH):
     return inputs, torch.randint(TOY_CLASSES, (size,), generator=generator)
 
 
+def joint_logits(model, fusion, features):
+    """Return the joint head's logits by the formulas, of all features and of each: W_u z_u + b with concat."""
+    p = dict(getattr(model.fusion_module, "joint", model.fusion_module).named_parameters())
+    if fusion == "gated":
+        fused, *alone = FORMULAS[fusion]
+        logits = {name: formula(p, z) for formula, (name, z) in zip(alone, features.items(), strict=True)}
+        return {"fused": fused(p, *features.values()), **logits}
+    if fusion == "concat":
+        parts = zip(p["fc_out.weight"].split(model.dim, dim=1), features.items(), strict=True)
+        logits = {name: z @ part.T + p["fc_out.bias"] for part, (name, z) in parts}
+        return {"fused": sum(logits.values()) - (len(logits) - 1) * p["fc_out.bias"], **logits}
+    logits = {name: linear(p, f"fc_{letter}", z) for letter, (name, z) in zip("xyz", features.items(), strict=True)}
+    return {"fused": sum(logits.values()), **logits}
+
+
 def toy_logits(model, fusion, features):
-    """Return each modality's logits by the formulas: W_u z_u + b, or its own linear layer."""
-    parameters = dict(model.fusion_module.named_parameters())
-    if fusion == "concat":
-        parts, bias = parameters["fc_out.weight"].split(model.dim, dim=1), parameters["fc_out.bias"]
-        return {name: z @ part.T + bias for part, (name, z) in zip(parts, features.items(), strict=True)}
-    layers = zip(("fc_x", "fc_y", "fc_z"), features.items(), strict=True)
-    return {name: linear(parameters, fc, z) for fc, (name, z) in layers}
+    """Return the logits of each modality alone by the formulas."""
+    return {name: logits for name, logits in joint_logits(model, fusion, features).items() if name != "fused"}
 
 
-def toy_written_out(model, fusion, inputs, label):
-    """Return the logits of every branch and their cross-entropies by the formulas, in one graph."""
-    alone = toy_logits(model, fusion, {name: model.encode(name, x) for name, x in inputs.items()})
-    fused = sum(alone.values())
-    if fusion == "concat":
-        fused = fused - 2 * model.fusion_module.fc_out.bias
-    logits = {"fused": fused, **alone}
-    return logits, {branch: F.cross_entropy(each, label) for branch, each in logits.items()}
+def shared_bias(model, fusion):
+    """Return what is left out of each modality's logits so that they add up to the fused ones."""
+    n = len(model.modalities)
+    return model.fusion_module.fc_out.bias * (n - 1) / n if fusion == "concat" else 0
+
+
+def written_out(model, fusion, inputs, label):
+    """Return the features, the logits of every branch by the formulas and their cross-entropies, in one graph.
+
+    The logits of one modality are those of its own head if the model has such heads.
+    """
+    z, p = features_of(model, inputs), dict(model.fusion_module.named_parameters())
+    heads = {name: linear(p, f"{name}_head", each) for name, each in z.items() if f"{name}_head.weight" in p}
+    logits = joint_logits(model, fusion, z) | heads
+    return z, logits, {branch: F.cross_entropy(each, label) for branch, each in logits.items()}
+
+
+def features_of(model, inputs):
+    return {name: model.encode(name, inputs[name]) for name in model.modalities}
+
+
+def encoder_names(model, name):
+    """Return the names that the model has for the parameters of an encoder."""
+    own = set(model.encoder_parameters(name))
+    return [each for each, parameter in model.named_parameters() if parameter in own]
 
 
 def write_teachers(folder, dataset="CREMAD", classes=(), n_classes=CLASSES, seed=100, small=True):
-    """Runs of one encoder each, for UMT -> the flags that name them."""
+    """Write runs of one encoder each, for UMT -> the flags that name them."""
     flags = []
     for modality in ("audio", "visual"):
         path, settings = folder / f"{modality}.pth", {"method": modality, "dataset": dataset}
@@ -223,11 +209,8 @@ class Clips:
         return {name: x[numbers] for name, x in self.inputs.items()}, self.label[numbers]
 
 
-class Loader:
-    """What a rule knows of a loader."""
-
-    def __init__(self, dataset, steps):
-        self.dataset, self.steps = dataset, steps
+class Loader(SimpleNamespace):
+    """What a method uses of a loader."""
 
     def __len__(self):
         return self.steps
@@ -235,29 +218,4 @@ class Loader:
 
 def loaders_of(inputs, label, steps=2):
     """Return loaders of every split, all of the same clips: {modality: (M, ...)}, (M,)."""
-    loader = Loader(Clips(inputs, label), steps)
-    return dict.fromkeys(("train", "plain", "val"), loader)
-
-
-def mla_half_step(loss, parameters, feature=None, projection=None):
-    """Step parameters by 0.1 of the gradient of a loss, the head's weight (last but one) projected, by hand.
-
-    Returns:
-        the projection that has taken in the mean of the features (B, D), for alpha 0.1^1.5; None without one.
-    """
-    steps = list(torch.autograd.grad(loss, parameters))
-    if projection is not None:
-        steps[-2] = steps[-2] @ projection
-        r = feature.detach().mean(0)
-        k = projection @ r
-        projection = projection - torch.outer(k, k) / (0.1**1.5 + r @ k)
-    with torch.no_grad():
-        for parameter, step in zip(parameters, steps, strict=True):
-            parameter -= 0.1 * step
-    return projection
-
-
-def assert_same_parameters(model, expected):
-    """Raise AssertionError unless the parameters of two models are the same to 1e-9 of their length."""
-    for (name, p), q in zip(model.named_parameters(), expected.parameters(), strict=True):
-        assert (p - q).norm() <= 1e-9 * q.norm(), name
+    return dict.fromkeys(("train", "plain", "val"), Loader(dataset=Clips(inputs, label), steps=steps))

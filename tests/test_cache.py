@@ -1,29 +1,40 @@
-"""The cache of decoded clips: the same items, changed clips again, within its limit, without harm to any run."""
+"""The cache of decoded clips, and clips that cannot be decoded: found before training, left out, listed."""
 
+import csv
+import io
+import multiprocessing
 import os
+import random
+import re
 import shutil
-import subprocess
-import sys
+import struct
+import time
 from collections import namedtuple
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
-from dataset import DATASETS, cache
+import main_dgl
+import valid
+from dataset import DATASETS, build_dataset, cache, clips
+from dataset.clips import load_waveform
 from dataset.loader import build_loader
-from tests.conftest import ROOT
+from tests.conftest import SMALL, data_flags, run_here
 from tests.test_reader import settings
-from utils.errors import warn_once
+from utils.errors import InputError, warn_once
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def moved(corpus, tmp_path):
-    """The corpus of 18 and 6 clips, without a cache."""
-    shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
-    return tmp_path / "moved"
+    """The corpus of 18 and 6 clips, to be changed, without a cache."""
+    return shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
 
 
 def tree(root):
@@ -67,13 +78,12 @@ def test_cached_items_equal_decoded_ones(moved, split, repeat_to, monkeypatch):
 def test_only_a_changed_clip_or_setting_gets_another_file(moved, decoded, monkeypatch):
     dataset, before = items(moved)
     files = tree(moved)
-    (moved.parent / "link").symlink_to(moved)
     shutil.copy(dataset.clips[5].wav, dataset.clips[4].wav)
     _, after = items(moved)
     assert torch.equal(after[4][0]["audio"], before[5][0]["audio"])
     assert decoded[1:] == [[dataset.clips[4].id]] and files.items() < tree(moved).items()
     monkeypatch.chdir(moved.parent)
-    items(type(moved)("moved"), image_size=48)  # training crops from whole images
+    items(Path("moved"), image_size=48)  # training crops from whole images
     assert not decoded[2], "the same folder under a relative path"
     for size in (48, 40):
         items(moved, "test", image_size=size)
@@ -96,28 +106,6 @@ def test_what_exceeds_the_limit_is_decoded_with_one_warning(moved, capsys):
     assert len(items(moved)[0].cached) == 18 and not capsys.readouterr().err, "more room, more clips"
 
 
-Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.mark.parametrize("problem", ["read-only", "no folder", "full disk", "no space left"])
-def test_a_cache_that_cannot_be_written_is_one_warning(moved, capsys, monkeypatch, problem):
-    _, expected = items(moved, cache_gb=0)
-    shutil.rmtree(moved / ".cache")
-    capsys.readouterr()
-    if problem == "read-only":  # root may write into a folder of any mode
-        monkeypatch.setattr("builtins.open", denying(moved / ".cache", PermissionError(13, "Permission denied")))
-    elif problem == "no space left":
-        monkeypatch.setattr("builtins.open", denying(moved / ".cache", OSError(28, "No space left on device")))
-    elif problem == "no folder":
-        (moved / ".cache").write_text("")
-    else:
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100 * cache.GB, 96 * cache.GB, 4 * cache.GB))
-    dataset, found = items(moved)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: --cache_path {moved / '.cache'}: ") and not dataset.cached and not tree(moved)
-    assert_same(expected, found)
-
-
 def denying(folder, error, kind="w"):
     """Return `open` that raises the error for files in a folder that are to be written, or with "r" to be read."""
 
@@ -130,53 +118,158 @@ def denying(folder, error, kind="w"):
     return denied
 
 
-@pytest.mark.parametrize("harm", ["truncated", "empty", "deleted", "text"])
-def test_a_file_that_is_lost_while_it_is_used_does_no_harm(moved, harm):
+@pytest.mark.parametrize(
+    "problem",
+    [PermissionError(13, "Permission denied"), OSError(28, "No space left on device"), "no folder", "full disk"],
+    ids=str,
+)
+def test_a_cache_that_cannot_be_written_is_one_warning(moved, capsys, monkeypatch, problem):
+    _, expected = items(moved, cache_gb=0)
+    shutil.rmtree(moved / ".cache")
+    capsys.readouterr()
+    if problem == "no folder":
+        (moved / ".cache").write_text("")
+    elif problem == "full disk":
+        usage = namedtuple("Usage", "total used free")(100 * cache.GB, 96 * cache.GB, 4 * cache.GB)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    else:  # root may write into a folder of any mode
+        monkeypatch.setattr("builtins.open", denying(moved / ".cache", problem))
+    dataset, found = items(moved)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: --cache_path {moved / '.cache'}: ") and not dataset.cached and not tree(moved)
+    assert_same(expected, found)
+
+
+def test_a_file_that_is_lost_while_it_is_used_does_no_harm(moved):
     dataset, expected = items(moved)
-    if harm == "deleted":
+    files = {path: path.read_bytes() for path in tree(moved)}
+    for harm in (lambda content: content[:-4], lambda content: b"", lambda content: b"404 Not Found", None):
         shutil.rmtree(moved / ".cache")
-    for path in tree(moved):
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes({"truncated": content[:-4], "empty": b"", "text": b"404 Not Found"}[harm])
-    assert_same(expected, dataset)
-    assert_same(expected, items(moved)[1])
+        for path, content in files.items() if harm else ():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(harm(content))
+        assert_same(expected, dataset)
+        assert_same(expected, items(moved)[1])
 
 
-def test_a_clip_that_cannot_be_decoded_is_remembered_until_its_file_changes(moved, decoded):
-    dataset, expected = items(moved)
-    wav = moved / "AudioWAV" / f"{dataset.clips[7].id}.wav"
+def test_a_clip_that_cannot_be_decoded_is_remembered_until_its_file_changes(moved, decoded, monkeypatch):
+    """A file that may not be read is not: its owner may permit it, which changes neither its size nor its time."""
+    dataset, expected = items(moved, cache_gb=0)
+    wav = Path(dataset.clips[7].wav)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", denying(wav, PermissionError(13, "Permission denied"), "r"))
+        dataset, _ = items(moved)
+    assert dataset.damaged == {wav.stem: f"{wav}: Permission denied"} and len(dataset) == 17
+    assert not list((moved / ".cache").glob("*.txt"))
     content = wav.read_bytes()
     wav.write_text("404 Not Found")
-    for _ in range(2):
+    for jobs in ([wav.stem], []):
         dataset, _ = items(moved)
-        assert list(dataset.damaged) == [wav.stem] and len(dataset) == 17
-    assert decoded[1:] == [[wav.stem], []]
+        assert list(dataset.damaged) == [wav.stem] and len(dataset) == 17 and decoded[-1] == jobs
     (note,) = (moved / ".cache").glob("*.txt")
     assert note.read_text() == dataset.damaged[wav.stem] == f"{wav}: not a readable audio file"
     wav.write_bytes(content)
     assert_same(expected, items(moved)[1])
 
 
-def test_a_file_that_may_not_be_read_is_not_remembered(moved, decoded, monkeypatch):
-    """Its owner may permit it at any time, which changes neither its size nor its time."""
-    dataset, expected = items(moved, cache_gb=0)
-    with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", denying(dataset.clips[7].wav, PermissionError(13, "Permission denied"), "r"))
-        dataset, _ = items(moved)
-    (reason,) = dataset.damaged.values()
-    assert reason.endswith(": Permission denied") and len(dataset) == 17
-    assert not list((moved / ".cache").glob("*.txt"))
-    assert_same(expected, items(moved)[1])
-
-
-PREPARE = "import sys; from pathlib import Path; from tests.test_cache import items; items(Path(sys.argv[1]))"
-
-
 def test_two_processes_that_prepare_at_once_end_with_the_same_files(moved):
-    processes = [subprocess.Popen([sys.executable, "-c", PREPARE, moved], cwd=ROOT) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
+    processes = [multiprocessing.get_context("fork").Process(target=items, args=(moved,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     files = tree(moved)
     dataset, cached = items(moved)
     assert {str(path) for path in files} == set(dataset.cached.values()) and tree(moved) == files
     assert_same(items(moved, cache_gb=0)[1], cached)
+
+
+def nan_wav(_):
+    file = io.BytesIO()
+    soundfile.write(file, np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT", format="WAV")
+    return file.getvalue()
+
+
+def oversized_jpeg(content):
+    """Return a JPEG whose header gives 65,000 x 65,000, which a decoder rejects as a bomb."""
+    at = content.index(b"\xff\xc0") + 5
+    return content[:at] + b"\xfd\xe8\xfd\xe8" + content[at + 4 :]
+
+
+def with_rate(rate):
+    return lambda content: content[:24] + struct.pack("<I", rate) + content[28:]
+
+
+PAGE, POINTER = b"404 Not Found\n", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"
+UNREADABLE, IMAGE = "not a readable audio file", "not a readable image"
+DAMAGES = [  # number of the file, its new content by the old one, the reason with both sizes; None where it is whole
+    (0, lambda content: content[: len(content) * 2 // 3], "truncated, {} of {} bytes"),
+    (0, with_rate(1), "a sampling rate of 1 Hz, which no audio has"),
+    (0, with_rate(2**32 - 1), "a sampling rate of 4294967295 Hz, which no audio has"),
+    (0, lambda _: POINTER, "a Git LFS pointer, not the audio: run `git lfs pull` where you cloned the dataset"),
+    (0, lambda content: content[:40] + struct.pack("<I", 2) + content[:2], "only 1 sample(s) of audio"),
+    (0, nan_wav, ""),
+    (0, lambda _: PAGE, UNREADABLE),
+    (0, lambda _: b"", UNREADABLE),
+    (0, lambda content: content[:30], UNREADABLE),
+    (0, lambda content: bytes(len(content)), UNREADABLE),
+    (0, lambda content: content[:4] + b"\xff\xff\xff\x7f" + content[8:], None),  # from a pipe, which knows no size
+    (-1, lambda _: PAGE, IMAGE),
+    (-1, lambda _: b"", IMAGE),
+    (-1, lambda content: bytes(len(content)), IMAGE),
+    (-1, lambda content: content[: len(content) * 2 // 3], ""),
+    (-1, oversized_jpeg, ""),
+]
+
+
+def test_each_kind_of_damage_is_found_with_its_reason(moved):
+    expected = {}
+    for clip, (number, change, reason) in zip(build_dataset(settings(moved), "train").clips, DAMAGES, strict=False):
+        path = Path(clip.files()[number])
+        old = path.read_bytes()
+        path.write_bytes(change(old))
+        if reason is not None:
+            expected[clip.id] = f"{path}: {reason}".format(path.stat().st_size, len(old))
+            if number == 0 and reason:
+                with pytest.raises(InputError, match=re.escape(expected[clip.id])):
+                    load_waveform(path, 16000)
+    loader = build_loader(settings(moved, batch_size=18 - len(expected)), "train", CPU)
+    dataset = loader.dataset
+    assert dataset.damaged.keys() == expected.keys() and len(expected) == len(DAMAGES) - 1
+    assert {clip_id: dataset.damaged[clip_id][: len(reason)] for clip_id, reason in expected.items()} == expected
+    assert len(dataset) == 18 - len(expected) == sum(map(len, loader.sampler))
+    assert f"{len(expected)} skipped as damaged, {next(iter(dataset.damaged))} first" in str(dataset)
+
+
+def test_a_decoder_that_hangs_costs_its_clip(moved, monkeypatch):
+    clip = build_dataset(settings(moved), "train").clips[0]
+    hanging, load_image = clip.files()[-1], clips.load_image
+    monkeypatch.setattr(clips, "load_image", lambda path: load_image(path) if path != hanging else time.sleep(99))
+    monkeypatch.setattr(cache, "each_clip", partial(cache.each_clip, limit=2))
+    dataset, _ = items(moved)
+    assert list(dataset.damaged) == [clip.id] and "2 s" in dataset.damaged[clip.id]
+
+
+def test_training_continues_without_damaged_clips_and_lists_each(moved, tmp_path, small, capsys, rejected):
+    """An eighth of the clips, drawn at random; one more has no audio at all."""
+    rng = random.Random(0)
+    *chosen, silent = rng.sample(sorted(path.stem for path in (moved / "AudioWAV").glob("*.wav")), 4)
+    for clip_id in chosen:
+        files = [moved / "AudioWAV" / f"{clip_id}.wav", *sorted((moved / "Image-01-FPS" / clip_id).iterdir())]
+        rng.choice(files).write_bytes(PAGE)
+    (moved / "AudioWAV" / f"{silent}.wav").unlink()
+    command = ["--train", *data_flags(moved), *SMALL, "--epochs", 1, "--ckpt_path", tmp_path / "run"]
+    error = rejected(main_dgl, *command)
+    assert "3 of 23 clips" in error and "--max_skipped 0.05" in error and not (tmp_path / "run").exists()
+
+    run_here(main_dgl, *command, "--max_skipped", 0.15)
+    with open(tmp_path / "run" / "skipped.csv", newline="") as file:
+        rows = {row["clip"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {*chosen, silent} and rows[silent]["reason"].startswith("no audio")
+    assert all(clip_id in rows[clip_id]["reason"] for clip_id in chosen)
+    tests = {line.split(",")[0] for line in (moved / "test.csv").read_text().splitlines()}
+    assert all((row["split"] == "test") == (clip_id in tests) for clip_id, row in rows.items())
+    capsys.readouterr()
+    run_here(valid, "--ckpt_path", tmp_path / "run" / "best.pth")
+    assert f"test: {6 - len(tests & rows.keys())} clips" in capsys.readouterr().out

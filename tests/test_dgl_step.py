@@ -1,7 +1,8 @@
 """The gradient contract: encoders get alpha * d(L_a + L_v), fusion gets d(L_m), for every fusion module."""
 
-import itertools
+import copy
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 import benchmark
 from main_dgl import dgl_step
-from models.backbone import BACKBONES
+from models.backbone import BACKBONES, ResNet18
 from models.basic_model import AVClassifier
 from models.fusion_modules import FUSION_MODULES, Fusion_AUXI
 from tests.conftest import NarrowEncoder, SmallEncoder, method_of
@@ -21,13 +22,13 @@ def linear(p, name, x):
     return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
 
 
-def outer(x, y):
-    return torch.einsum("bi,bj->bij", x, y).reshape(len(x), -1)
-
-
 def film(p, x, y):
     hidden = linear(p, "fc", x)
     return linear(p, "fc_out", hidden[:, :512] * y + hidden[:, 512:])
+
+
+def bilinear(p, x, y):
+    return linear(p, "fc_out", linear(p, "fc", torch.einsum("bi,bj->bij", x, y).flatten(1)))
 
 
 # The formulas of the fusion modules: parameters by name, x, y -> logits fused, of audio alone, of video alone.
@@ -48,11 +49,7 @@ FORMULAS = {
         lambda p, y: linear(p, "fc_out", linear(p, "fc_y", y).sigmoid() * linear(p, "fc_y", y)),
     ),
     "film": (film, lambda p, x: film(p, x, x), lambda p, y: film(p, y, y)),
-    "bilinear": (
-        lambda p, x, y: linear(p, "fc_out", linear(p, "fc", outer(x, y))),
-        lambda p, x: linear(p, "fc_out", linear(p, "fc", outer(x, x))),
-        lambda p, y: linear(p, "fc_out", linear(p, "fc", outer(y, y))),
-    ),
+    "bilinear": (bilinear, lambda p, x: bilinear(p, x, x), lambda p, y: bilinear(p, y, y)),
 }
 
 
@@ -88,116 +85,101 @@ def assert_equal_gradients(parameters, expected):
         assert error < 1e-5, f"{name}: relative error {error:.2e}"
 
 
+def written_out(model, fusion_method, a, v, label):
+    """Return the logits of every branch, their losses, and the gradients of all parameters, by the formulas."""
+    fused, audio_alone, video_alone = FORMULAS[fusion_method]
+    weights = dict(model.fusion_module.named_parameters())
+    logits = {"fused": fused(weights, a, v), "audio": audio_alone(weights, a), "visual": video_alone(weights, v)}
+    l_m, l_a, l_v = losses = [F.cross_entropy(each, label) for each in logits.values()]
+    encoders = [p for name in model.modalities for p in model.encoder_parameters(name)]
+    of_encoders = torch.autograd.grad(ALPHA * (l_a + l_v), encoders, retain_graph=True)
+    return logits, losses, [*of_encoders, *torch.autograd.grad(l_m, list(weights.values()))]
+
+
 def test_every_fusion_is_checked():
     elsewhere = {"mixer", "mmtm"}  # tests/test_mixer.py, tests/test_mmtm.py
     assert FORMULAS.keys() | elsewhere == FUSION_MODULES.keys()
 
 
+@pytest.fixture
+def encoders(fusion_method, monkeypatch):
+    """Use ResNets of one block per layer for concat, and smaller encoders for the other fusions."""
+    monkeypatch.setattr(ResNet18, "layers", (1, 1, 1, 1))
+    if fusion_method != "concat":
+        monkeypatch.setitem(BACKBONES, "resnet18", NarrowEncoder if fusion_method == "bilinear" else SmallEncoder)
+
+
 @pytest.mark.parametrize("fusion_method", FORMULAS)
-def test_gradients_are_those_of_the_formulas(fusion_method, monkeypatch):
-    if fusion_method == "bilinear":
-        monkeypatch.setitem(BACKBONES, "resnet18", NarrowEncoder)
-    model = build(fusion_method)
-    inputs, label = batch()
+def test_gradients_are_those_of_the_formulas(fusion_method, encoders):
+    model, (inputs, label) = build(fusion_method), batch()
     outputs = dgl_step(model, inputs, label, ALPHA)
-
-    fused, audio_alone, video_alone = FORMULAS[fusion_method]
-    weights = dict(model.fusion_module.named_parameters())
-    a, v = features(model, inputs)
-    logits = {"fused": fused(weights, a, v), "audio": audio_alone(weights, a), "visual": video_alone(weights, v)}
-    l_m, l_a, l_v = (F.cross_entropy(each, label) for each in logits.values())
+    logits, losses, expected = written_out(model, fusion_method, *features(model, inputs), label)
     assert list(outputs) == list(model.branches) == list(logits)
-    for branch, loss in zip(logits, (l_m, l_a, l_v), strict=True):
-        torch.testing.assert_close(outputs[branch].logits, logits[branch])
-        torch.testing.assert_close(outputs[branch].loss, loss)
-
-    encoders = [
-        (f"{net}.{n}", p) for net in ("audio_net", "visual_net") for n, p in getattr(model, net).named_parameters()
-    ]
-    unimodal = torch.autograd.grad(ALPHA * (l_a + l_v), [p for _, p in encoders], retain_graph=True)
-    assert_equal_gradients(encoders, unimodal)
-    assert_equal_gradients(weights.items(), torch.autograd.grad(l_m, list(weights.values())))
+    torch.testing.assert_close([output.logits for output in outputs.values()], list(logits.values()))
+    torch.testing.assert_close([output.loss for output in outputs.values()], losses)
+    assert_equal_gradients(model.named_parameters(), expected)
 
 
-def test_without_the_detach_the_step_raises(monkeypatch):
+def test_without_the_detach_the_step_raises(small_encoders, monkeypatch):
     monkeypatch.setattr(Fusion_AUXI, "forward", lambda self, features: self.fuse(features))
     with pytest.raises(RuntimeError, match="second time"):
         dgl_step(build("concat"), *batch(), ALPHA)
 
 
-def test_gradients_accumulate_until_the_caller_zeroes_them():
+def test_gradients_accumulate_until_the_caller_zeroes_them(small_encoders):
     model = build("sum").eval()  # BatchNorm's running statistics stay as they are between the two steps
     dgl_step(model, *batch(), ALPHA)
     once = [p.grad.clone() for p in model.parameters()]
     dgl_step(model, *batch(), ALPHA)
-    for parameter, gradient in zip(model.parameters(), once, strict=True):
-        torch.testing.assert_close(parameter.grad, 2 * gradient)
+    torch.testing.assert_close([p.grad for p in model.parameters()], [2 * gradient for gradient in once])
 
 
-@pytest.mark.parametrize("modality", ["audio", "visual"])
-def test_unimodal_step_is_plain_cross_entropy(modality):
+@pytest.mark.parametrize("modality", ["audio", "visual", "text"])
+def test_unimodal_step_is_plain_cross_entropy(modality, small_encoders):
     torch.manual_seed(0)
-    model = AVClassifier(CLASSES, modality=modality).double()
+    model = AVClassifier(CLASSES, modality=modality, inputs={"audio": 1, "visual": 3, "text": 1}).double()
     inputs, label = batch()
-    outputs = method_of(model, "--modality", modality).step(model, inputs, label)
-    feature = model.encode(modality, inputs[modality])
+    inputs["text"] = inputs["audio"]
+    outputs = method_of(model, "--method", modality).step(model, inputs, label)
     head = model.fusion_module
-    expected = F.cross_entropy(F.linear(feature, head.weight, head.bias), label)
+    expected = F.cross_entropy(F.linear(model.encode(modality, inputs[modality]), head.weight, head.bias), label)
     assert_equal_gradients(model.named_parameters(), torch.autograd.grad(expected, list(model.parameters())))
-    assert outputs.keys() == {"fused", modality}
+    assert list(outputs) == ["fused", modality]
     assert all(output.loss == expected for output in outputs.values())
 
 
 @pytest.mark.parametrize("fusion_method", ["concat", "gated"])
-def test_in_bfloat16_the_gradients_go_the_same_ways(fusion_method, monkeypatch):
-    if fusion_method == "gated":
-        monkeypatch.setitem(BACKBONES, "resnet18", SmallEncoder)
+def test_in_bfloat16_the_gradients_go_the_same_ways(fusion_method, encoders):
     torch.manual_seed(0)
-    model = AVClassifier(CLASSES, fusion_method).train()
-    model.amp = True
-    inputs, label = batch()
-    inputs = {name: x.float() for name, x in inputs.items()}
+    model, (inputs, label) = AVClassifier(CLASSES, fusion_method).train(), batch()
+    model.amp, inputs = True, {name: x.float() for name, x in inputs.items()}
     dgl_step(model, inputs, label, ALPHA)
     a, v = (model.encode(name, x) for name, x in inputs.items())
     assert a.dtype == torch.float32 and v.dtype == torch.float32
-    weights = dict(model.fusion_module.named_parameters())
-    fused, audio_alone, video_alone = FORMULAS[fusion_method]
-    l_m = F.cross_entropy(fused(weights, a, v), label)
-    unimodal = F.cross_entropy(audio_alone(weights, a), label) + F.cross_entropy(video_alone(weights, v), label)
-    encoders = [p for net in (model.audio_net, model.visual_net) for p in net.parameters()]
-    expected = torch.autograd.grad(ALPHA * unimodal, encoders, retain_graph=True)
-    expected += torch.autograd.grad(l_m, list(weights.values()))
-    for parameter, gradient in zip([*encoders, *weights.values()], expected, strict=True):
+    _, _, expected = written_out(model, fusion_method, a, v, label)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
         assert parameter.grad.dtype == torch.float32
         assert (parameter.grad - gradient).norm() <= 0.1 * gradient.norm()
-    full = AVClassifier(CLASSES, fusion_method).train()
-    full.load_state_dict(model.state_dict())
+    full, audio = copy.deepcopy(model), inputs["audio"]
+    full.amp = False
     with torch.no_grad():
-        audio = inputs["audio"]
         difference = (full.encode("audio", audio) - model.encode("audio", audio)).norm() / a.norm()
         assert 1e-4 < difference < 0.05, "no bfloat16 in it, or too little else"
         full.load_state_dict(model.state_dict())  # with the running statistics of now
         assert torch.equal(full.eval().encode("audio", audio), model.eval().encode("audio", audio))
 
 
-def peak_of_tensors(way, batch_size):
-    """Bytes of the tensors that live at one time, at most, while the benchmark makes one step; its figures go by."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "take_turns", lambda ways, rounds: {name: way() for name, way in ways.items()})
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            benchmark.one_step(way, batch_size, rounds=1)
-    events = profile.profiler.kineto_results.events()
-    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc/self/status")
-def test_a_step_needs_at_most_0_55_of_a_plain_steps_tensors():
+def test_a_step_needs_at_most_0_55_of_a_plain_steps_tensors(monkeypatch):
     """Of 16 clips; of more, activations are more and the ratio is smaller. The process's memory is benchmark.py's."""
-    ours, plain = (peak_of_tensors(way, 16) for way in ("ours", "plain"))
+    from tests.method_costs import peak_of_tensors  # which imports this module
+
+    monkeypatch.setattr(benchmark, "take_turns", lambda ways, rounds: {name: way() for name, way in ways.items()})
+    ours, plain = (peak_of_tensors(partial(benchmark.one_step, way, 16, rounds=1)) for way in ("ours", "plain"))
     print(f"tensors at most: ours {ours / 2**30:.3f} GiB, plain {plain / 2**30:.3f} GiB, {ours / plain:.3f}")
     assert ours <= 0.55 * plain
 
 
-def test_a_step_apart_tells_its_time_and_memory():
+def test_a_step_apart_reports_its_time_and_memory():
     seconds, gigabytes = benchmark.step_apart("ours", 2, rounds=1)
     assert seconds > 0 and gigabytes > 0.2  # more than parameters, gradients and momentum

@@ -17,7 +17,7 @@ CLASSES = {"cat": 40, "dog barking": 100, "Über.öl": 160}
 
 
 def write_class(folder, name, clips, seconds=2):
-    """Short videos of a class, each with a tone of its own, of names that are hard to handle."""
+    """Write short videos of a class, each with a tone of its own, with names that are hard to handle."""
     for k in range(clips):
         path = folder / name / f"clip {k} é{('.mp4', '.MOV', '.v2.mkv')[k % 3]}"
         write_video(path, [CLASSES.get(name, 200)] * int(10 * seconds), tone=500 + 50 * k)
@@ -31,9 +31,9 @@ def mine(tmp_path_factory):
         write_class(root / "train", name, 4)
         write_class(root / "test", name, 2, seconds=0.5)
     write_video(root / "train" / "cat" / "silent.mp4", [40] * 20)
-    write_video(root / "train" / "lost" / "truncated.mp4", [40] * 20, tone=440)
-    content = (root / "train" / "lost" / "truncated.mp4").read_bytes()
-    (root / "train" / "lost" / "truncated.mp4").write_bytes(content[: len(content) * 2 // 3])
+    truncated = root / "train" / "lost" / "truncated.mp4"
+    write_video(truncated, [40] * 20, tone=440)
+    truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size * 2 // 3])
     (root / "train" / "cat" / "notes.txt").write_text("no video")
     (root / "train" / ".hidden").mkdir()
     run_here(EXTRACT, "--root", root, "--workers", 2)
@@ -43,67 +43,58 @@ def mine(tmp_path_factory):
 @pytest.fixture(scope="session")
 def flat(mine, tmp_path_factory):
     """The same training clips in class folders directly below the root."""
-    root = tmp_path_factory.mktemp("flat") / "videos"
-    shutil.copytree(mine / "train", root)
+    root = shutil.copytree(mine / "train", tmp_path_factory.mktemp("flat") / "videos")
     run_here(EXTRACT, "--root", root, "--workers", 2)
     return root
 
 
-def settings(root, *flags):
-    return settings_of("--dataset", "Folder", "--root", root, "--image_size", 32, *flags)
-
-
-def refused(capsys, script, *flags):
-    """Return the one line with which a script rejects its input."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        run_here(script, *flags)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2
-    return line
+def splits(root, *flags):
+    """Return the datasets of the training and the test clips."""
+    settings = settings_of("--dataset", "Folder", "--root", root, "--image_size", 32, *flags)
+    return [build_dataset(settings, split) for split in ("train", "test")]
 
 
 def test_videos_of_both_splits_are_read(mine, capsys):
-    train, test = (build_dataset(settings(mine), split) for split in ("train", "test"))
+    train, test = splits(mine)
     warning = f"warning: {mine}: class(es) left out, no training clip with audio and 1 frame(s): lost\n"
     assert capsys.readouterr().err == warning
     assert train.classes == test.classes == tuple(sorted(CLASSES)) and train.skipped == ["train/cat/silent.mp4"]
     for dataset, clips in ((train, 4), (test, 2)):
         assert [clip.label for clip in dataset.clips] == [label for label in range(3) for _ in range(clips)]
         assert all(clip.id.split("/")[1] == dataset.classes[clip.label] for clip in dataset.clips)
-    inputs, _ = test[0]
-    assert inputs["audio"].shape == (1, 257, 259) and inputs["visual"].shape == (3, 1, 32, 32)
-    for name in ("audio", "frames"):
+    for path in ("audio/train/Über.öl/clip 2 é.v2.mkv.wav", "Image-01-FPS/train/Über.öl/clip 2 é.v2.mkv"):
+        assert (mine / ".extracted" / path).exists()
+    for seconds in (3, 1.5):
+        inputs, _ = splits(mine, "--audio_seconds", seconds)[1][0]
+        assert inputs["audio"].shape == (1, 257, 1 + int(seconds * 22050) // 256)
+        assert inputs["visual"].shape == (3, 1, 32, 32)
+    for name, failed in (
+        ("audio", ["train/cat/silent.mp4", "train/lost/truncated.mp4"]),
+        ("frames", ["train/lost/truncated.mp4"]),
+    ):
         rows = (mine / f"failed_{name}.csv").read_text().splitlines()[1:]
-        assert [row.partition(",")[0] for row in rows] == [
-            *["train/cat/silent.mp4"] * (name == "audio"),
-            "train/lost/truncated.mp4",
-        ]
+        assert [row.partition(",")[0] for row in rows] == failed
 
 
-def test_audio_seconds_set_the_length_of_the_spectrogram(mine):
-    inputs, _ = build_dataset(settings(mine, "--audio_seconds", 1.5), "test")[0]
-    assert inputs["audio"].shape == (1, 257, 1 + int(1.5 * 22050) // 256)
-
-
-def test_a_share_of_each_class_is_held_out_by_seed(flat):
+def test_a_share_of_each_class_is_held_out_by_seed(flat, tmp_path, capsys):
     held_out = []
-    for flags in (["--random_seed", 0], ["--random_seed", 0], ["--random_seed", 1], ["--test_share", 0.5]):
-        train, test = (build_dataset(settings(flat, *flags), split) for split in ("train", "test"))
+    for *flags, count in (
+        ("--random_seed", 0, 1),
+        ("--random_seed", 0, 1),
+        ("--random_seed", 1, 1),
+        ("--test_share", 0.5, 2),
+    ):
+        train, test = splits(flat, *flags)
         ids = {clip.id for clip in test.clips}
         assert not ids & {clip.id for clip in train.clips} and len(train) + len(test) == 12
-        assert sorted(clip.label for clip in test.clips) == sorted([0, 1, 2] * (2 if "--test_share" in flags else 1))
+        assert sorted(clip.label for clip in test.clips) == sorted([0, 1, 2] * count)
         held_out.append(ids)
     assert held_out[0] == held_out[1] != held_out[2]
 
-
-def test_a_class_without_a_test_clip_is_named(flat, tmp_path, capsys):
-    root = tmp_path / "videos"
-    shutil.copytree(flat, root)
-    clips = sorted(path for path in (root / "cat").iterdir() if path.stem != "silent")
-    for path in clips[1:]:
+    root = shutil.copytree(flat, tmp_path / "videos")
+    for path in sorted(path for path in (root / "cat").iterdir() if path.stem != "silent")[1:]:
         path.unlink()
-    test = build_dataset(settings(root), "test")
+    test = splits(root)[1]
     assert [clip.label for clip in test.clips] == [label for label, name in enumerate(test.classes) if name != "cat"]
     assert f"warning: {root}: class(es) without a test clip: cat\n" in capsys.readouterr().err
 
@@ -117,8 +108,7 @@ def test_the_script_trains_and_valid_names_the_classes(mine, forking, tmp_path, 
     saved = load_checkpoint(tmp_path / "run" / "best.pth")
     assert saved["classes"] == sorted(CLASSES) and saved["settings"]["audio_seconds"] == 1
     shutil.copytree(mine / "test", tmp_path / "new" / "test")
-    video = next((tmp_path / "new" / "test" / "cat").iterdir())
-    run_here(valid, tmp_path / "run", "--video", video)
+    run_here(valid, tmp_path / "run", "--video", next((tmp_path / "new" / "test" / "cat").iterdir()))
     output = capsys.readouterr().out
     assert all(f"\n  {name} " in output for name in CLASSES)
     for name in ("train", ".extracted"):
@@ -128,28 +118,27 @@ def test_the_script_trains_and_valid_names_the_classes(mine, forking, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("folder", "words"),
     [
-        (lambda root: None, "No such file or directory"),
-        (lambda root: (root / "train" / "a").mkdir(parents=True), "has train/ only"),
-        (lambda root: (root / "a").mkdir(parents=True), "no video in a folder"),
-        (lambda root: write_class(root, "a", 2), "of the classes has a training clip"),
+        (None, "No such file or directory"),
+        ("train/a", "has train/ only"),
+        ("a", "no video in a folder"),
+        ("one class", "of the classes has a training clip"),
     ],
-    ids=["missing", "train alone", "no video", "one class"],
 )
-def test_what_cannot_be_used_is_one_line(tmp_path, capsys, spoil, words):
+def test_what_cannot_be_used_is_one_line(tmp_path, rejected, folder, words):
     root = tmp_path / "videos"
-    spoil(root)
-    train = [main_dgl, "--train", "--dataset", "Folder", "--root", root, "--ckpt_path", tmp_path / "run"]
-    if "classes" in words:
+    if folder == "one class":
+        write_class(root, "a", 2)
         run_here(EXTRACT, "--root", root, "--workers", 2)
     else:
-        assert words in refused(capsys, EXTRACT, "--root", root)
-    assert words in refused(capsys, *train) and str(root) in refused(capsys, *train)
+        (root / folder).mkdir(parents=True) if folder else None
+        assert words in rejected(EXTRACT, "--root", root)
+    error = rejected(main_dgl, "--train", "--dataset", "Folder", "--root", root, "--ckpt_path", tmp_path / "run")
+    assert words in error and str(root) in error
 
 
 @pytest.mark.parametrize("flag", ["--test_share", "--audio_seconds"])
-def test_its_flags_are_refused_for_other_datasets(trained, capsys, flag):
-    expected = f"error: {flag}: no effect with --dataset CREMAD; leave it out"
-    assert refused(capsys, main_dgl, "--train", flag, 0.5) == expected
-    assert refused(capsys, valid, trained[0], flag, 0.5) == expected
+def test_its_flags_are_rejected_for_other_datasets(trained, rejected, flag):
+    for script in ([main_dgl, "--train"], [valid, trained[0]]):
+        assert rejected(*script, flag, 0.5) == f"error: {flag}: no effect with --dataset CREMAD; leave it out\n"

@@ -1,6 +1,8 @@
-"""The clip reader against librosa and PIL, and its randomness as a function of (seed, epoch, clip) alone."""
+"""The clip reader against librosa, torchvision and PIL; its randomness depends on (seed, epoch, clip) alone."""
 
+import io
 import os
+import struct
 from argparse import Namespace
 from dataclasses import replace
 
@@ -14,13 +16,12 @@ from torchvision.transforms import v2
 
 from data.demo.make_clips import make_voice
 from dataset import build_dataset
-from dataset.base import AudioSettings, Clip
+from dataset.base import Clip
 from dataset.clips import Decoder, load_waveform, log_spectrogram
+from dataset.cremad import CREMAD
 from dataset.loader import build_loader
 from tests.conftest import data_flags, settings_of
 from utils.errors import InputError
-
-CREMAD_AUDIO = AudioSettings(rate=22050, seconds=3, n_fft=512, hop=353)
 
 
 def settings(root, **changes):
@@ -33,67 +34,86 @@ def test_spectrogram_equals_librosas(tmp_path, rate, channels):
     voice, _ = make_voice("HAP", 1.7, np.random.default_rng(3))
     voice = np.stack([voice * (1 - 0.3 * k) for k in range(channels)], axis=1)
     path = tmp_path / "voice.wav"
-    soundfile.write(path, voice, rate, subtype="PCM_16")
-
-    samples, _ = librosa.load(path, sr=22050)
-    repeated = np.tile(samples, 1 + 66150 // len(samples))[:66150].clip(-1, 1)
-    magnitude = np.abs(librosa.stft(repeated, n_fft=512, hop_length=353))
-    expected = np.log(magnitude + 1e-7)
-
-    ours = np.resize(load_waveform(path, 22050), 66150)
-    ours = log_spectrogram(torch.from_numpy(ours), CREMAD_AUDIO).numpy()
-    assert ours.shape == expected.shape == (257, 188)
-    audible = magnitude > 1e-3 * magnitude.max()
-    assert audible.mean() > 0.05
-    assert np.abs(ours - expected)[audible].max() < 1e-3
+    for loudness in (1, 3):  # the amplitude is clipped
+        soundfile.write(path, loudness * voice, rate, subtype="FLOAT")
+        samples, _ = librosa.load(path, sr=22050)
+        repeated = np.tile(samples, 1 + 66150 // len(samples))[:66150].clip(-1, 1)
+        magnitude = np.abs(librosa.stft(repeated, n_fft=512, hop_length=353))
+        ours = torch.from_numpy(np.resize(load_waveform(path, 22050), 66150))
+        ours = log_spectrogram(ours, CREMAD.audio).numpy()
+        assert ours.shape == magnitude.shape == (257, 188)
+        audible = magnitude > 1e-3 * magnitude.max()
+        assert audible.mean() > 0.05
+        assert np.abs(ours - np.log(magnitude + 1e-7))[audible].max() < 1e-3
 
 
-def test_amplitude_is_clipped():
-    loud = torch.full((66150,), 2.5)
-    assert torch.equal(log_spectrogram(loud, CREMAD_AUDIO), log_spectrogram(torch.ones_like(loud), CREMAD_AUDIO))
+LIST = b"LIST\x04\0\0\0abcd"
+
+
+@pytest.mark.parametrize(
+    ("riff", "data", "subtype", "behind"),
+    [
+        (100, None, "PCM_16", b""),
+        (0, None, "PCM_16", b""),
+        (10**6, None, "PCM_16", b""),
+        (0xFFFFFFFF, 0xFFFFFFFF, "PCM_16", b""),  # a stream
+        (None, 0x7FFFF024, "PCM_16", b""),
+        (100, None, "PCM_24", b""),
+        (None, None, "PCM_16", LIST),
+        (50, None, "PCM_16", LIST),
+    ],
+)
+def test_all_samples_are_read_whatever_sizes_the_header_gives(tmp_path, riff, data, subtype, behind):
+    samples, file = (8000 * np.sin(np.arange(16000) / 7)).astype("<i2"), io.BytesIO()
+    soundfile.write(file, samples, 16000, subtype=subtype, format="WAV")
+    content = bytearray(file.getvalue())
+    for position, size in ((4, riff), (content.index(b"data") + 4, data)):
+        if size is not None:
+            struct.pack_into("<I", content, position, size)
+    (tmp_path / "x.wav").write_bytes(content + behind)
+    found = load_waveform(tmp_path / "x.wav", 16000)
+    assert len(found) == 16000 and np.abs(found - samples / 2**15).max() < 1e-4
 
 
 @pytest.mark.parametrize("sides", [(360, 480), (64, 64), (40, 500), (501, 30)])
-def test_pictures_are_augmented_as_by_torchvision(corpus, sides):
-    """Draws and pixels are those of its own transforms, to the bit."""
+def test_images_are_augmented_as_by_torchvision(corpus, sides):
+    """Check that draws and pixels are those of its own transforms, to the bit."""
     dataset = build_dataset(settings(corpus), "train")
     whole = v2.Compose([v2.RandomResizedCrop(64), v2.RandomHorizontalFlip()])
     small = np.random.default_rng(0).integers(0, 255, (12, 16, 3), np.uint8)
-    picture = torch.from_numpy(np.array(Image.fromarray(small).resize(sides[::-1])))
+    image = torch.from_numpy(np.array(Image.fromarray(small).resize(sides[::-1])))
     for seed in range(50):
         torch.manual_seed(seed)
-        expected = whole(picture.permute(2, 0, 1))
+        expected = whole(image.permute(2, 0, 1))
         torch.manual_seed(seed)
-        assert torch.equal(dataset.augment(picture).permute(2, 0, 1), expected)
+        assert torch.equal(dataset.augment(image).permute(2, 0, 1), expected)
 
 
-def test_evaluation_frames_equal_pil(corpus):
+def test_evaluation_frames_equal_pil_and_are_the_same_again(corpus):
     dataset = build_dataset(settings(corpus, image_size=100), "test")
     for i in range(3):
-        clip, (inputs, label) = dataset.clips[i], dataset[i]
-        frames = inputs["visual"]
-        assert inputs["audio"].shape == (1, 257, 188) and frames.shape == (3, 1, 100, 100)
+        clip, (inputs, label), (again, _) = dataset.clips[i], dataset[i], dataset[i]
+        assert list(inputs) == ["audio", "visual"] and all(torch.equal(inputs[name], again[name]) for name in inputs)
+        assert inputs["audio"].shape == (1, 257, 188) and inputs["visual"].shape == (3, 1, 100, 100)
         assert label == dataset.classes.index(clip.id.split("_")[2])
         image = Image.open(os.path.join(clip.folder, clip.frames[len(clip.frames) // 2])).convert("RGB")
         image = image.resize((100, 100), Image.BILINEAR)
         expected = (np.asarray(image) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        assert np.abs(frames[:, 0].numpy() - expected.transpose(2, 0, 1)).max() < 0.03
+        assert np.abs(inputs["visual"][:, 0].numpy() - expected.transpose(2, 0, 1)).max() < 0.03
 
 
-def test_evaluation_is_deterministic_and_evenly_spaced(corpus):
-    dataset = build_dataset(settings(corpus, num_frame=2), "test")
-    (first, _), (second, _) = dataset[0], dataset[0]
-    assert list(first) == ["audio", "visual"] and all(torch.equal(first[name], second[name]) for name in first)
-
-    def chosen(num_frame, available):
+def test_evaluation_frames_are_evenly_spaced_and_training_frames_drawn_in_order_of_time(corpus, monkeypatch):
+    dataset = build_dataset(settings(corpus), "test")
+    for num_frame, available, chosen in (
+        (2, 2, [0, 1]),
+        (2, 8, [2, 6]),
+        (1, 1, [0]),
+        (1, 2, [1]),
+        (1, 3, [1]),
+        (1, 10, [5]),
+    ):
         clip = Clip("", "", "", tuple(range(available)), 0)
-        return replace(dataset.decoder, num_frame=num_frame).frames(clip)
-
-    assert chosen(2, 2) == [0, 1] and chosen(2, 8) == [2, 6]
-    assert [chosen(1, available) for available in (1, 2, 3, 10)] == [[0], [1], [1], [5]]
-
-
-def test_training_frames_are_drawn_in_order_of_time(corpus, monkeypatch):
+        assert replace(dataset.decoder, num_frame=num_frame).frames(clip) == chosen
     dataset = build_dataset(settings(corpus), "train")
     dataset.clips = [dataset.clips[0]._replace(frames=tuple(range(10)))]
     dataset.decoder = replace(dataset.decoder, num_frame=3)
@@ -125,32 +145,28 @@ def test_training_data_follow_seed_epoch_and_clip_alone(corpus):
     for workers in (1, 4):
         again = read_epochs(corpus, num_workers=workers)
         assert torch.equal(again[0], first) and torch.equal(again[1], second)
-    sounds = 257 * 188
-    assert not torch.equal(first[:, :sounds], second[:, :sounds]), "the order did not change"
+    audio = 257 * 188
+    assert not torch.equal(first[:, :audio], second[:, :audio]), "the order did not change"
 
-    def by_sound(rows):
-        return rows[rows[:, :sounds].sum(1).argsort()]
+    def by_audio(rows):
+        return rows[rows[:, :audio].sum(1).argsort()]
 
-    assert torch.equal(by_sound(first)[:, :sounds], by_sound(second)[:, :sounds]), "not every clip once an epoch"
-    crops = (by_sound(first) != by_sound(second))[:, sounds:].any(dim=1)
+    assert torch.equal(by_audio(first)[:, :audio], by_audio(second)[:, :audio]), "not every clip once an epoch"
+    crops = (by_audio(first) != by_audio(second))[:, audio:].any(dim=1)
     assert crops.all(), "crops did not change with the epoch"
     assert not torch.equal(read_epochs(corpus, random_seed=1)[0], first)
 
 
-def test_clips_without_sound_or_frames_are_skipped_and_counted(corpus, tmp_path):
+def test_clips_without_audio_or_frames_are_skipped_and_lists_may_be_of_windows(corpus, tmp_path):
+    """A byte order mark, other ends of lines, and an empty last line are ignored."""
     listed = (corpus / "test.csv").read_text()
-    (tmp_path / "test.csv").write_text("1099_D00_SAD_XX,SAD\n" + listed)
+    text = "1099_D00_SAD_XX,SAD\n" + listed + "\n"
+    (tmp_path / "test.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     dataset = build_dataset(settings(corpus, split_path=str(tmp_path)), "test")
-    assert len(dataset) == 6 and dataset.skipped == ["1099_D00_SAD_XX"]
+    assert dataset.clips == build_dataset(settings(corpus), "test").clips and len(dataset) == 6
+    assert dataset.skipped == ["1099_D00_SAD_XX"]
     with pytest.raises(InputError, match="none of the 7 clips"):
         build_dataset(settings(corpus, split_path=str(tmp_path), num_frame=50), "test")
-
-
-def test_lists_with_byte_order_mark_and_windows_line_ends(corpus, tmp_path):
-    listed = (corpus / "test.csv").read_text()
-    (tmp_path / "test.csv").write_bytes(b"\xef\xbb\xbf" + listed.replace("\n", "\r\n").encode() + b"\r\n")
-    plain = build_dataset(settings(corpus), "test")
-    assert build_dataset(settings(corpus, split_path=str(tmp_path)), "test").clips == plain.clips
 
 
 def test_held_out_clips_are_stratified_and_follow_the_seed(corpus):

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 
-import cv2
 import pytest
 import torch
 
@@ -12,8 +11,8 @@ import main_dgl
 from analysis import suppression as drawing
 from engine.gradients import CLIP_NORM, clip_gradients, entry_sizes
 from engine.meter import Meter
-from engine.suppression import measure_suppression, suppression
-from methods import METHODS
+from engine.suppression import suppression
+from methods.base import encode_all
 from models.fusion_modules import ConcatFusion_AUXI
 from models.weights import load_checkpoint
 from tests.conftest import SMALL, data_flags, make_small, run_here
@@ -24,43 +23,12 @@ from tests.test_resume import interrupt_at
 from tests.torture import assert_same_run
 from utils.batches import to_device
 
-RUN = ["--epochs", 2, "--learning_rate", 0.01, "--num_workers", 0]
+RUN = [*SMALL, "--epochs", 2, "--learning_rate", 0.01, "--num_workers", 0]
 VALUES = {f"suppression_{value}_{name}" for value in ("s", "ratio", "gradient") for name in ("audio", "visual")}
 
 
 def rows_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def test_the_worked_number():
-    """Check W_visual = (1, 0), (0, 1), z_visual = (1, 0), y = 0: s of audio is e^-1, whatever audio is."""
-    fusion = ConcatFusion_AUXI(2, 2).double()
-    with torch.no_grad():
-        fusion.fc_out.weight[:, 2:] = torch.eye(2)
-    features = {"audio": torch.randn(1, 2).double(), "visual": torch.tensor([[1.0, 0.0]]).double()}
-    assert suppression(fusion, features, torch.tensor([0]))["s_audio"].item() == pytest.approx(0.367879, abs=1e-6)
-
-
-@pytest.mark.parametrize("fusion", ["concat", "sum"])
-def test_s_and_ratio_of_three_modalities_by_plain_loops(fusion):
-    (model, _), (inputs, label) = toy(fusion=fusion), toy_batch()
-    features = {name: model.encode(name, x) for name, x in inputs.items()}
-    own = toy_logits(model, fusion, features)  # W_u z_u + the bias of u: with concat the whole one
-    zero = toy_logits(model, fusion, {name: torch.zeros_like(z) for name, z in features.items()})
-    terms = {name: own[name] - zero[name] for name in own}  # W_u z_u
-    bias = zero["a"][0] if fusion == "concat" else sum(zero.values())[0]
-    found = suppression(model.fusion_module, features, label)
-    assert list(found) == [f"{value}_{name}" for name in "avt" for value in ("s", "ratio")]
-    for name in "avt":
-        for clip, y in enumerate(label.tolist()):
-            others = [sum(terms[j][clip][k].item() for j in "avt" if j != name) for k in range(model.n_classes)]
-            wrong = [k for k in range(model.n_classes) if k != y]
-            s = [torch.tensor(others[k] - others[y]).exp().item() for k in wrong]
-            assert found[f"s_{name}"][clip].item() == pytest.approx(sum(s) / len(s), rel=1e-6)
-            fused = (sum(term[clip] for term in terms.values()) + bias).softmax(dim=0)
-            alone = (terms[name][clip] + bias).softmax(dim=0)
-            ratio = ((1 - fused[y]) / (1 - alone[y])).item()
-            assert found[f"ratio_{name}"][clip].item() == pytest.approx(ratio, rel=1e-9)
 
 
 def test_the_ratio_is_finite_where_probabilities_round_to_1():
@@ -73,110 +41,117 @@ def test_the_ratio_is_finite_where_probabilities_round_to_1():
     assert found["ratio_a"].item() == pytest.approx(found["s_a"].item(), rel=1e-6)  # both wrong classes shrink alike
 
 
+@pytest.mark.parametrize("fusion", ["concat", "sum"])
+def test_s_and_ratio_of_three_modalities_by_plain_loops(fusion):
+    (model, _), (inputs, label) = toy(fusion=fusion), toy_batch()
+    features = encode_all(model, inputs)
+    own = toy_logits(model, fusion, features)  # W_u z_u + the bias of u: with concat the whole one
+    zero = toy_logits(model, fusion, {name: torch.zeros_like(z) for name, z in features.items()})
+    terms = {name: own[name] - zero[name] for name in own}  # W_u z_u
+    bias = zero["a"][0] if fusion == "concat" else sum(zero.values())[0]
+    found = suppression(model.fusion_module, features, label)
+    assert list(found) == [f"{value}_{name}" for name in "avt" for value in ("s", "ratio")]
+    for name in "avt":
+        for clip, y in enumerate(label.tolist()):
+            others = sum(terms[other][clip] for other in "avt" if other != name)
+            s = [(others[k] - others[y]).exp().item() for k in range(model.n_classes) if k != y]
+            assert found[f"s_{name}"][clip].item() == pytest.approx(sum(s) / len(s), rel=1e-6)
+            fused = (sum(term[clip] for term in terms.values()) + bias).softmax(dim=0)
+            alone = (terms[name][clip] + bias).softmax(dim=0)
+            ratio = ((1 - fused[y]) / (1 - alone[y])).item()
+            assert found[f"ratio_{name}"][clip].item() == pytest.approx(ratio, rel=1e-9)
+
+
 @pytest.mark.parametrize("scale", [1, 1e4])
 def test_the_gradient_measure_is_of_the_clipped_gradients(scale):
     model, method = toy_rule("dgl")
-    method.step(model, *toy_batch())
+    inputs, label = toy_batch()
+    method.step(model, inputs, label)
     for parameter in model.parameters():
         parameter.grad *= scale
     meter = Meter(model, Steps(1), suppression=True)
     norms = clip_gradients(model)
     assert (norms[-1] > CLIP_NORM) == (scale > 1)
     meter.add_gradients(norms)
-    expected = {}
-    for name in model.modalities:
-        tensors = [parameter.grad for parameter in model.encoder_parameters(name)]
-        expected[name] = sum(float(each.abs().sum()) / each.numel() for each in tensors)
-    assert entry_sizes(model).tolist() == pytest.approx([*expected.values()])
-    inputs, label = toy_batch()
+    expected = [sum(p.grad.abs().mean().item() for p in model.encoder_parameters(name)) for name in model.modalities]
+    assert entry_sizes(model).tolist() == pytest.approx(expected)
     model.zero_grad()  # as the loop does, before the batch is added
     meter.add_batch(method.step(model, inputs, label), label)
-    for name, value in expected.items():
-        assert meter.means()[f"suppression_gradient_{name}"] == pytest.approx(value)
+    means = meter.means()
+    assert [means[f"suppression_gradient_{name}"] for name in model.modalities] == pytest.approx(expected)
+    assert means["clipped"] == (scale > 1)
 
 
 @pytest.fixture(scope="module")
 def runs(few, tmp_path_factory):
-    """The folder of runs with the flag: joint, dgl, audio; and of one without it."""
+    """Return the folder of runs with the flag, joint, dgl and audio, and of one without it, plain."""
     folder = tmp_path_factory.mktemp("suppression")
+    flags = {name: ["--method", name, "--alpha", 3, "--log_suppression"] for name in ("joint", "dgl", "audio")}
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
-        for name, flags in {"joint": [], "dgl": ["--alpha", 3], "audio": [], "plain": ["--method", "joint"]}.items():
-            flags = [*flags, "--method", name, "--log_suppression"] if name in METHODS else flags
-            run_here(main_dgl, "--train", *data_flags(few), *SMALL, *RUN, *flags, "--ckpt_path", folder / name)
+        for name, own in (flags | {"plain": ["--method", "joint", "--alpha", 3]}).items():
+            run_here(main_dgl, "--train", *data_flags(few), *RUN, *own, "--ckpt_path", folder / name)
     return folder
 
 
 def test_a_run_logs_the_values_and_ends_with_the_same_weights(runs):
-    logs = {name: rows_of(runs / name) for name in ("joint", "dgl", "audio", "plain")}
-    for name, rows in logs.items():
-        expected = {"audio": {"suppression_gradient_audio"}, "plain": set()}.get(name, VALUES)
-        for row in rows:
-            values = {key: value for key, value in row.items() if key.startswith("suppression_")}
-            assert values.keys() == expected and all(value > 0 for value in values.values())
+    for name, expected in {
+        "joint": VALUES,
+        "dgl": VALUES,
+        "audio": {"suppression_gradient_audio"},
+        "plain": set(),
+    }.items():
+        for row in rows_of(runs / name):
+            assert {key for key in row if key.startswith("suppression_")} == expected
+            assert all(row[key] > 0 for key in expected)
     with_it, without = (load_checkpoint(runs / name / "last.pth")["model"] for name in ("joint", "plain"))
     assert all(torch.equal(value, without[key]) for key, value in with_it.items())
-    for row, plain in zip(logs["joint"], logs["plain"], strict=True):
-        assert {key: row[key] for key in plain if key != "seconds"} == {
-            key: value for key, value in plain.items() if key != "seconds"
-        }
+    for row, plain in zip(rows_of(runs / "joint"), rows_of(runs / "plain"), strict=True):
+        assert [row[key] for key in plain if key != "seconds"] == [plain[key] for key in plain if key != "seconds"]
 
 
 def test_the_logged_values_are_those_of_the_epochs_model(runs, few, small):
     """Check the last row against the checkpoint, over the training clips read as in evaluation, one by one."""
     model, _ = main_dgl.build(main_dgl.parse_args(["--method", "joint"]), torch.device("cpu"))
     model.load_state_dict(load_checkpoint(runs / "joint" / "last.pth")["model"])
-    model.eval()
-    settings = main_dgl.parse_args([*map(str, ["--train", *data_flags(few), *SMALL, "--num_workers", 0])])
-    data = main_dgl.Data(settings, ("plain",))
+    data = main_dgl.Data(main_dgl.parse_args([*map(str, ["--train", *data_flags(few), *RUN])]), ("plain",))
     data.load(torch.device("cpu"))
-    clips, values = data.datasets["plain"], []
+    clips, parts = data.datasets["plain"], []
     with torch.no_grad():
         for number in range(len(clips)):
             inputs, label = to_device(clips[[number]], "cpu")
-            features = {name: model.encode(name, x) for name, x in inputs.items()}
-            w = model.fusion_module.fc_out.weight[:, 512:]  # of the visual feature
-            others = (features["visual"] @ w.T)[0]
-            y = label.item()
-            values += [(others[k] - others[y]).exp().item() for k in range(6) if k != y]
-    expected = sum(values) / len(values)
-    logged = {key: value for key, value in rows_of(runs / "joint")[-1].items() if key in VALUES}
-    assert logged["suppression_s_audio"] == pytest.approx(expected, rel=1e-4) and len(clips) == 6
-    found = measure_suppression(model.train(), data.loaders["plain"], torch.device("cpu"))
-    assert found == {key: pytest.approx(value, rel=1e-4) for key, value in logged.items() if "gradient" not in key}
+            parts.append(suppression(model.fusion_module, encode_all(model.eval(), inputs), label))
+    assert len(parts) == 6
+    row = rows_of(runs / "joint")[-1]
+    for name in parts[0]:
+        assert row[f"suppression_{name}"] == pytest.approx(
+            torch.cat([part[name] for part in parts]).mean().item(), rel=1e-4
+        )
 
 
-def test_a_resumed_run_is_the_same_run(runs, few, tmp_path, small, monkeypatch):
-    flags = [*data_flags(few), *SMALL, *RUN, "--method", "joint", "--log_suppression", "--ckpt_path", tmp_path]
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+def test_a_resumed_run_is_the_same_run(runs, few, tmp_path, small):
+    flags = ["--train", *data_flags(few), *RUN, "--method", "joint", "--log_suppression", "--ckpt_path", tmp_path]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         interrupt_at(patch, "measure_suppression", 1, lambda: signal.raise_signal(signal.SIGTERM))
-        run_here(main_dgl, "--train", *flags)
+        run_here(main_dgl, *flags)
     assert len(rows_of(tmp_path)) == 1
-    run_here(main_dgl, "--train", *flags)
+    run_here(main_dgl, *flags)
     assert_same_run(runs / "joint", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
+def test_other_fusions_are_rejected(rejected):
+    for flags, message in (
         (["--fusion_method", "gated"], "not with --fusion_method gated, only with concat and sum fusion"),
         (["--method", "mla"], "not with --method mla, only with"),
         (["--method", "lfm"], "not with --method lfm, only with"),
-    ],
-)
-def test_other_fusions_are_rejected(flags, message, capsys):
-    with pytest.raises(SystemExit) as end:
-        run_here(main_dgl, "--train", "--log_suppression", *flags)
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and len(error.splitlines()) == 1 and message in error
+    ):
+        assert message in rejected(main_dgl, "--train", "--log_suppression", *flags)
 
 
-def test_the_figure(runs, tmp_path, capsys):
+def test_the_figure(runs, tmp_path, output_of):
     shutil.copytree(runs, tmp_path / "runs")
-    run_here(drawing, tmp_path / "runs")
-    lines = capsys.readouterr().out.splitlines()
-    image = cv2.imread(str(tmp_path / "runs" / "suppression.png"))
-    assert image.std() > 5
+    lines = output_of(drawing, tmp_path / "runs").splitlines()
+    assert (tmp_path / "runs" / "suppression.png").exists()
     assert len(lines) == 4 and "plain" not in "".join(lines[:3])
     first, last = rows_of(runs / "joint")
     text = f"s audio {first['suppression_s_audio']:.3g} to {last['suppression_s_audio']:.3g}"
@@ -186,21 +161,23 @@ def test_the_figure(runs, tmp_path, capsys):
     first, last = (row["suppression_gradient_visual"] / 3 for row in rows_of(runs / "dgl"))
     assert found[1].curves["gradient visual"] == pytest.approx({0: first, 1: last})
     figure = drawing.suppression_figure(found)
-    assert_whole(figure)
+    assert_whole(figure, tmp_path / "suppression.png")
     assert [len(axes.get_lines()) for axes in figure.axes] == [9, 5, 4]  # with a line at 1, and the legend's four
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["joint", "DGL, alpha 3", "audio", "visual"]
 
 
-@pytest.mark.parametrize("damage", ["no values", "no folder", "broken log", "no run.json"])
-def test_bad_input_is_one_line(runs, tmp_path, capsys, damage):
-    folder = tmp_path / "runs"
-    if damage != "no folder":
-        shutil.copytree(runs / ("plain" if damage == "no values" else "joint"), folder)
-    if damage == "broken log":
-        (folder / "log.jsonl").write_text("{")
-    elif damage == "no run.json":
-        (folder / "run.json").unlink()
-    with pytest.raises(SystemExit) as end:
-        run_here(drawing, folder)
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and len(error.splitlines()) == 1 and str(folder) in error
+def test_unusable_folders_are_rejected(runs, tmp_path, rejected):
+    for name, source in {
+        "no folder": None,
+        "no values": "plain",
+        "broken log": "joint",
+        "no run.json": "joint",
+    }.items():
+        folder = tmp_path / name
+        if source:
+            shutil.copytree(runs / source, folder)
+        if name == "broken log":
+            (folder / "log.jsonl").write_text("{")
+        elif name == "no run.json":
+            (folder / "run.json").unlink()
+        assert str(folder) in rejected(drawing, folder)

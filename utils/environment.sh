@@ -1,7 +1,7 @@
-# Sourced by the scripts, from the project's folder: sets PYTHON, installs packages, passes signals on.
-# PYTHON is that of the project's .venv if there is one, else the machine's.
+# Functions of the scripts, which source this file from the project's folder.
+# Sets PYTHON: the Python of the project's .venv if there is one, else the machine's.
 
-refuse() {
+fail() {
   echo "error: $1" >&2
   exit 2
 }
@@ -13,12 +13,12 @@ else
 fi
 reason=$("$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>&1) || {
   [ ! -e .venv ] || [ -z "$reason" ] ||
-    refuse ".venv: its Python cannot be started (${reason##*: }); allow that, or rm -r .venv and start again"
-  refuse "Python 3.10 or newer is needed; install it and put it on the PATH as python3"
+    fail ".venv: its Python cannot be started (${reason##*: }); make it executable, or run rm -r .venv and start again"
+  fail "Python 3.10 or newer is needed; install it and put it on the PATH as python3"
 }
 
-# Makes sure that the packages of requirements.txt, and of other such files given as arguments, are there. If the
-# current Python lacks them, they are installed into .venv, which is created, or updated if a file has changed.
+# Makes sure that the packages of requirements.txt and of the files given as arguments are installed. If the current
+# Python does not have them, installs them into .venv, which is created, or updated if one of the files has changed.
 ensure_packages() {
   local file stale= modules
   modules="torchvision torchaudio librosa soundfile cv2 av pebble filelock tqdm tensorboard sklearn matplotlib"
@@ -31,20 +31,20 @@ ensure_packages() {
     ! "$PYTHON" -c "
 import importlib.util, sys
 sys.exit(any(importlib.util.find_spec(name) is None for name in '$modules'.split()))" || return 0
-    trap 'rm -rf .venv' EXIT # not left half made, whatever ends this
+    trap 'rm -rf .venv' EXIT # an interrupted setup leaves no incomplete .venv
   fi
   echo "== setting up .venv (several GB on Linux, a few minutes)"
   { [ -e .venv ] || "$PYTHON" -m venv .venv; } &&
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}" && cp "$@" .venv/ ||
-    refuse "the packages could not be installed, see above; fix that and start again"
+    fail "the packages could not be installed, see above; fix that and run the script again"
   trap - EXIT
   PYTHON=.venv/bin/python
 }
 
-# Runs a command to its end. The signals with which a terminal or a cluster ends a job end it too.
+# Runs a command until it ends, and forwards to it the signals with which a terminal or a cluster ends a job.
 run() {
   local child status signal received=
-  "$@" </dev/null & # in the background it ignores Ctrl-C, which reaches it as SIGTERM
+  "$@" </dev/null & # a background process ignores Ctrl-C, so it gets SIGTERM instead
   child=$!
   for signal in HUP INT USR1 TERM; do
     trap "received=$((128 + $(kill -l "$signal"))); kill -TERM $child 2>/dev/null || true" "$signal"
@@ -52,14 +52,14 @@ run() {
   while :; do
     status=0
     wait "$child" || status=$?
-    kill -0 "$child" 2>/dev/null || break # otherwise a signal has interrupted wait
+    kill -0 "$child" 2>/dev/null || break # if it is still running, a signal has interrupted wait
   done
   trap - TERM HUP USR1 INT
   return "${received:-$status}"
 }
 
-# Trains with the settings at the top of a dataset's script and these flags of main_dgl.py, in `processes` processes,
-# and validates the best epoch.
+# Trains in `processes` processes and validates the best epoch. Settings are the variables at the top of a dataset's
+# script; the arguments are further flags of main_dgl.py.
 train_and_validate() {
   set -- --modulation Normal --fusion_method concat --alpha "$alpha" --learning_rate "$learning_rate" \
     --lr_decay_step "$lr_decay_step" --epochs "$epochs" --batch_size "$batch_size" --random_seed "$seed" \

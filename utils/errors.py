@@ -1,4 +1,4 @@
-"""Errors of the input, and signals: one line on stderr and an exit status, no traceback."""
+"""Turn bad input and signals into one line on stderr and an exit status, without a traceback."""
 
 import argparse
 import difflib
@@ -12,19 +12,23 @@ import traceback
 from contextlib import contextmanager
 from functools import cache
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # with which terminals and clusters end a job
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # terminals and clusters end a job with these
 
-WORKER_KILLED = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"  # what PyTorch says
+WORKER_KILLED = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"  # PyTorch's message
 SHARED_MEMORY_FULL = r"(?s).*unable to (allocate|open|resize|write|mmap).*(shared memory|/torch_)"
 PROCESS_LOST = r"(?i)gloo|nccl|process group|connection (closed|reset|refused)|broken pipe"
 
 
 class InputError(Exception):
-    """A bad flag, file or folder. The message is one line that names it and the remedy."""
+    """A bad flag, file or folder. The message is one line: what is wrong, where, and what to do."""
 
 
 class Interrupted(BaseException):
-    """A signal that ends the process. `number` is the signal's."""
+    """A signal that ends the process.
+
+    Attributes:
+        number: number of the signal.
+    """
 
     def __init__(self, number):
         super().__init__(number)
@@ -32,13 +36,13 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def signals_raise():
-    """A block in which SIGNALS raise Interrupted; those that are ignored, as SIGHUP under nohup, stay ignored."""
+def raise_on_signals():
+    """Raise Interrupted on SIGNALS while the block lasts; ignored signals, such as SIGHUP under nohup, stay ignored."""
 
     def receive(number, _):
         raise Interrupted(number)
 
-    def send_again(ignored):  # Python ignores what is raised in a destructor or while a worker is forked
+    def send_again(ignored):  # Python ignores an exception raised in a destructor or while a worker is forked
         if isinstance(ignored.exc_value, Interrupted):
             timer = threading.Timer(0.1, os.kill, (os.getpid(), ignored.exc_value.number))
             timer.daemon = True
@@ -60,19 +64,19 @@ def signals_raise():
 
 @cache
 def warn_once(text):
-    """Print a warning the first time, in the first process of each machine."""
+    """Print a warning, but only once per process, and only in the first process of each machine."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"warning: {text}", file=sys.stderr)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line (argparse prints its whole usage first); flags are typed in full."""
+    """An ArgumentParser that raises InputError instead of printing its usage, and takes no abbreviated flags."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
-        """Parse as argparse does, with `~` of a path expanded also in --flag=~/path, where shells leave it."""
+        """Parse as argparse does, and expand `~` also in --flag=~/path, which shells do not expand."""
         words = []
         for word in sys.argv[1:] if args is None else args:
             flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
@@ -81,32 +85,34 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message):
         unknown = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
-        meant = [flag for flag in self._option_string_actions if is_meant(unknown, flag)]
-        if meant and unknown not in meant:
-            message += f"; did you mean {' or '.join(meant)}?"
+        candidates = [flag for flag in self._option_string_actions if resembles(unknown, flag)]
+        if candidates and unknown not in candidates:
+            message += f"; did you mean {' or '.join(candidates)}?"
         raise InputError(f"{message}; {self.prog} --help lists every flag")
 
 
-def is_meant(typed, flag):
-    """Return True if an unknown word may stand for a flag: its beginning, its initials, or a typing error."""
+def resembles(typed, flag):
+    """Return True if an unknown word may stand for a flag: as its beginning, its initials, or a misspelling."""
     initials = "--" + "".join(word[0] for word in flag.strip("-").split("_"))
-    begins = flag.startswith(typed) and typed.strip("-")
-    return typed[:2] == "--" and bool(begins or typed == initials or difflib.get_close_matches(typed, [flag], 1, 0.8))
+    is_beginning = flag.startswith(typed) and typed.strip("-")
+    return typed[:2] == "--" and bool(
+        is_beginning or typed == initials or difflib.get_close_matches(typed, [flag], 1, 0.8)
+    )
 
 
-def nobody_reads():
-    """Return True if the reader of our output has closed it, as `| head` does; the rest of the output is dropped."""
+def output_is_closed():
+    """Return True if the program that reads our output has closed the pipe, as `head` does; drop further output."""
     outputs = select.poll()
     for descriptor in (1, 2):
         outputs.register(descriptor, 0)
-    gone = outputs.poll(0)
-    for descriptor, _ in gone:
+    closed = outputs.poll(0)
+    for descriptor, _ in closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    return bool(gone)
+    return bool(closed)
 
 
 def known_reason(fault):
-    """Return the reason and the remedy for an error of PyTorch that is no defect of ours, or None."""
+    """Return the reason and the remedy for an error of PyTorch with a known external cause, or None."""
     if not isinstance(fault, RuntimeError):
         return None
     if re.match(WORKER_KILLED, str(fault)):
@@ -122,22 +128,22 @@ def known_reason(fault):
 
 
 def run(main):
-    """Return main(); turn errors of the input and signals into one line and an exit status.
+    """Return main(); turn an InputError or a signal into one line on stderr and an exit status.
 
-    InputError, also one raised in a data-loading worker, is status 2; a signal is 128 + its number.
+    The status is 2 for an InputError, also for one raised in a data-loading worker, and for errors with a
+    `known_reason`. It is 128 + the signal's number for a signal. Any other exception prints its traceback, status 1.
     """
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have another encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may have another encoding
     try:
-        with signals_raise():
+        with raise_on_signals():
             result = main()
             print(end="", flush=True)
             return result
     except InputError as error:
-        sys.unraisablehook = lambda _: (
-            None
-        )  # a DataLoader whose workers could not be started fails once more at its end
-        # a worker's error arrives as the text of its traceback, whose last line is the message
+        # a DataLoader whose workers could not be started fails again in its destructor
+        sys.unraisablehook = lambda _: None
+        # a worker's error arrives as the text of a traceback, whose last line is the message
         message = str(error).strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
@@ -148,10 +154,10 @@ def run(main):
             print(f"interrupted by {signal.Signals(number).name}; run the same command to resume", file=sys.stderr)
         sys.exit(128 + number)
     except Exception as fault:
-        if isinstance(fault, BrokenPipeError) and nobody_reads():
+        if isinstance(fault, BrokenPipeError) and output_is_closed():
             sys.exit(128 + signal.SIGPIPE)
         if reason := known_reason(fault):
             print(f"error: {reason}", file=sys.stderr)
             sys.exit(2)
         traceback.print_exc()
-        sys.exit(1)  # a defect of ours: without sys.exit, workers would be waited for in vain
+        sys.exit(1)  # a defect of this project; without sys.exit, Python would wait for workers forever

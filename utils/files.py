@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks."""
+"""Write files completely or not at all, and lock folders."""
 
 import csv
 import errno
@@ -14,21 +14,21 @@ from filelock import FileLock, Timeout
 
 from utils.errors import InputError
 
-LOCK, LOCK_SECONDS = ".lock", 10  # tried so long: data-loading workers of a killed run live on for some seconds
+LOCK, LOCK_SECONDS = ".lock", 10  # data-loading workers of a killed run keep its lock for some seconds
 LFS_HEADER = b"version https://git-lfs.github.com/spec"
 
 
 def looked_in(path):
-    """Words for a message that a path is missing: where a relative one was looked for."""
+    """Return the end of a message about a missing path: " in <folder>" for a relative path, else ""."""
     return "" if os.path.isabs(path) else f" in {os.getcwd()}"
 
 
 @contextmanager
 def replacing(path):
-    """A binary file to write; it takes the place of `path` when the block ends well and its bytes are on the disk.
+    """Yield a binary file that replaces `path` once the block has succeeded and the data are on the disk.
 
     Raises:
-        InputError: it cannot be written; what was there is left as it was.
+        InputError: the file cannot be written. An older file at `path` stays unchanged.
     """
     partial = f"{path}.partial"
     try:
@@ -47,18 +47,37 @@ def replacing(path):
 
 
 def write_text(path, text):
-    """Replace the file at `path` by `text`, as `replacing` does."""
+    """Write `text` to `path`, completely or not at all, as `replacing` does."""
     with replacing(path) as file:
         file.write(text.encode(errors="surrogateescape"))
 
 
-def holding_others(files):
-    """Those of {path: bytes} that are there and hold something else, in order; OSError if one cannot be read."""
-    return [path for path, content in files.items() if path.exists() and path.read_bytes() != content]
+def write_lists(files, overwrite):
+    """Write {path: bytes}, each whole or not at all. Files that have this content already are left alone.
+
+    With `overwrite` all *.csv are removed before anything is replaced, so that no list names files of two versions.
+
+    Raises:
+        InputError: a file has other content and `overwrite` is False, or it cannot be written.
+    """
+    try:
+        others = [path for path, content in files.items() if path.exists() and path.read_bytes() != content]
+        if others and not overwrite:
+            raise InputError(f"{others[0]}: has other content; replace it with --overwrite, or change --split_path")
+        for path in files if others else ():
+            if path.suffix == ".csv":
+                path.unlink(missing_ok=True)
+        for path, content in files.items():
+            if not path.exists() or path in others:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as file:
+                    file.write(content)
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; change --root or --split_path") from None
 
 
 def write_json(path, values):
-    """Write `values`, dicts and lists of plain values, to `path` as JSON, as `replacing` does."""
+    """Write dicts and lists of plain values to `path` as JSON, as `replacing` does."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -70,17 +89,21 @@ def write_csv(path, rows):
 
 
 def is_pointer(path):
-    """Whether a file is what Git LFS leaves in place of one that it has not fetched."""
+    """Return True if a file is a Git LFS pointer, in place of a file that was not fetched."""
     with open(path, "rb") as file:
         return file.read(len(LFS_HEADER)) == LFS_HEADER
 
 
 @contextmanager
 def exclusive(folder, flag):
-    """Create a folder and lock it while the block lasts; what was created and is still empty is removed again.
+    """Create a folder and lock it while the block lasts. Afterwards remove the folders created here that are empty.
+
+    Args:
+        folder: path of the folder.
+        flag: the flag that sets the folder, for error messages.
 
     Raises:
-        InputError: another run holds the lock, or the folder cannot be created; the message names `flag`.
+        InputError: another run holds the lock, or the folder cannot be created.
     """
     created = [each for each in (Path(folder), *Path(folder).parents) if not each.exists()]
     try:
@@ -89,7 +112,7 @@ def exclusive(folder, flag):
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise InputError(f"{folder}: another run is writing into it; wait, or choose another {flag}") from None
-    except NotImplementedError:  # a file system without locks
+    except NotImplementedError:  # the file system has no locks
         lock = None
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; choose another {flag}") from None
@@ -107,7 +130,12 @@ def exclusive(folder, flag):
 
 @contextmanager
 def written_whole(target, unfinished):
-    """Yield a path in the folder `unfinished` for a file or folder; it becomes `target` only if the block succeeds."""
+    """Yield a path for a new file or folder; it is moved to `target` only if the block succeeds.
+
+    Args:
+        target: the final Path.
+        unfinished: the folder that holds the path until then.
+    """
     path = Path(unfinished) / uuid.uuid4().hex
     try:
         yield path
@@ -117,7 +145,7 @@ def written_whole(target, unfinished):
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            partial = target.with_name(f".{target.name}.partial")  # the folder is a link to another disk
+            partial = target.with_name(f".{target.name}.partial")  # the two are on different disks
             remove(partial)
             shutil.move(path, partial)
             partial.rename(target)

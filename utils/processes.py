@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them: who is first, and sums over all. In one process everything is trivial."""
+"""Communicate between the processes that torchrun started. With one process, every function here is trivial."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from utils.errors import InputError
 
 
 def rank():
-    """Return this process's number among all processes, from 0."""
+    """Return the number of this process among all processes, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -21,14 +21,14 @@ def size():
 
 
 def total(tensor):
-    """Sum a tensor over the processes, in place."""
+    """Sum a tensor over the processes, in place, and return it."""
     if size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def average(tensors):
-    """Average tensors over the processes, in place, by one all-reduce of all of them as one flat tensor."""
+    """Average tensors over the processes, in place, by one all-reduce of a flat tensor."""
     if size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -38,7 +38,11 @@ def average(tensors):
 
 
 def gather_rows(tensor):
-    """Return the rows (B, ...) of all processes, of equal B; a gradient flows to this process's own rows only."""
+    """Return the rows of all processes, (size * B, ...); gradients flow only to the rows of this process.
+
+    Args:
+        tensor: (B, ...), with the same B in every process.
+    """
     if size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(size())]
@@ -48,7 +52,7 @@ def gather_rows(tensor):
 
 
 def gather(value):
-    """Return the values of all processes, in a list by rank. `value` is any object that can be pickled."""
+    """Return the values of all processes, a list by rank. `value` is any object that can be pickled."""
     values = [value] * size()
     if size() > 1:
         dist.all_gather_object(values, value)
@@ -56,12 +60,12 @@ def gather(value):
 
 
 def wait_for_all():
-    """Return when every process has come here: what any of them has written before can be read."""
+    """Wait until every process has called this. Afterwards, files that any of them wrote can be read."""
     gather(None)
 
 
 def first_process():
-    """A block that process 0 runs before all others do: see `leaders_first`."""
+    """Return a context whose block process 0 runs before the other processes; see `leaders_first`."""
     return leaders_first(rank() == 0)
 
 
@@ -71,16 +75,16 @@ def is_first_on_machine():
 
 
 def first_on_machine():
-    """A block that one process of each machine runs before the others do, for files that may be on a local disk."""
+    """Return a context whose block one process per machine runs first, for files that may be on a local disk."""
     return leaders_first(is_first_on_machine())
 
 
 @contextmanager
 def leaders_first(leader):
-    """A block that the leaders finish before the other processes enter it.
+    """Let the leaders finish the block before the other processes start it.
 
-    If a leader raises InputError, it reports the error and the others end without a word, with exit status 0: a failure
-    would make torchrun stop the process that is about to report.
+    If a leader raises InputError, it reports the error, and the other processes exit silently with status 0. With
+    another status, torchrun would stop the leader before it can report.
     """
     if size() == 1:
         yield

@@ -1,14 +1,14 @@
-"""How far something is: a bar in a terminal, elsewhere a line a minute."""
+"""Show progress: as a bar in a terminal, else as one line per minute."""
 
 import sys
 
 from tqdm import tqdm
 
-EVERY = 60  # s between two lines
+EVERY = 60  # seconds between two lines
 
 
 class Lines(tqdm):
-    """tqdm for a log: a line every minute, in place of a bar that moves."""
+    """A tqdm for log files: it prints a line every minute instead of a moving bar."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs | {"mininterval": EVERY, "maxinterval": EVERY, "delay": EVERY, "ncols": 0})
@@ -23,5 +23,5 @@ class Lines(tqdm):
 
 
 def progress_bar(*args, **kwargs):
-    """tqdm's bar where stderr is a terminal, else Lines; takes what tqdm takes."""
+    """Return a tqdm bar if stderr is a terminal, else Lines; the arguments are those of tqdm."""
     return (tqdm if sys.stderr.isatty() else Lines)(*args, **kwargs)

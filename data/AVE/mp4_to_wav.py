@@ -1,11 +1,4 @@
-"""AVE: AVE/<id>.mp4 -> Audios/<id>.wav, 16 kHz.
-
-    python data/AVE/mp4_to_wav.py [--root train_test_data/AVE_Dataset] [--target DIR] [--workers N]
-
-<id> from trainSet.txt, valSet.txt and testSet.txt in <root>; ids without a video are counted as missing.
-Runs in parallel; the same command again continues. Clips that fail, also truncated and damaged ones, are listed in
-failed_audio.csv; --keep_damaged keeps their decodable part.
-"""
+"""AVE: AVE/<id>.mp4 -> Audios/<id>.wav, 16 kHz."""
 
 import sys
 from pathlib import Path

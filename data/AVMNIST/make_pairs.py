@@ -1,17 +1,16 @@
-"""AV-MNIST: give every spoken digit a handwritten one of its own, and write pictures and lists.
+"""AV-MNIST: pair every spoken digit with a handwritten one, and write images and lists.
 
-    python data/AVMNIST/make_pairs.py [--root train_test_data/AV-MNIST] [--split_path DIR] [--pca 0.25] [--seed 0]
+    python data/AVMNIST/make_pairs.py
     python data/AVMNIST/make_pairs.py --takes 10 --split_path train_test_data/AV-MNIST/takes10     # fewer to train on
     python data/AVMNIST/make_pairs.py --noise 0 --split_path train_test_data/AV-MNIST/noise0       # noisy recordings
 
 Reads <root>/recordings/<digit>_<speaker>_<take>.wav and <root>/MNIST/raw/; writes <root>/Image-01-FPS/<id>/00000.png
-and train.csv and test.csv, rows `<id>,<digit>`. Takes 0 to 4 of every speaker and digit are the test set, as the
-recordings' owners split them; its pictures come from MNIST's test images, the others from its training images.
-With --noise, recordings with noise are written to <split_path>/recordings/.
+and train.csv and test.csv, rows `<id>,<digit>`. Takes 0 to 4 of every speaker and digit are the test set, as in the
+recordings' own split; its images come from MNIST's test images, the others from its training images.
 
-As in the paper (Vielzeuf et al., "CentralNet", ECCV workshops 2018), pictures keep only the leading principal
-components with a quarter of the energy, which makes sound the stronger modality; to sound it adds recordings of
-noises, for which pink noise stands here. The seed alone decides what is drawn.
+As in the paper (Vielzeuf et al., "CentralNet", ECCV workshops 2018), images keep only the leading principal
+components with a quarter of the energy, so that audio is the stronger modality. The paper adds recordings of noises
+to the audio; --noise adds pink noise.
 """
 
 import gzip
@@ -33,46 +32,42 @@ from dataset.avmnist import AVMNIST
 from dataset.wav import wav_fault
 from utils.config import at_least, ratio
 from utils.errors import InputError, run
-from utils.files import holding_others, replacing
+from utils.files import write_lists
 
 RECORDINGS, TEST_TAKES = 3000, 5
-SIDE = 28  # of a picture, in pixels
+SIDE = 28  # of an image, in pixels
 SETS = {"train": "train", "test": "t10k"}  # split: MNIST's name of it
 
 
 def parse_id(clip_id):
-    """'<digit>_<speaker>_<take>' -> (digit, "train" or "test").
-
-    Raises:
-        InputError: another form.
-    """
+    """Return (digit, "train" or "test") of '<digit>_<speaker>_<take>'; raise InputError for another form."""
     parts = re.fullmatch(r"([0-9])_[^_]+_([0-9]+)", clip_id)
     if not parts:
         raise InputError(f"{clip_id}: not a recording, '<digit>_<speaker>_<take>'; move it out of the folder")
     return parts[1], "test" if int(parts[2]) < TEST_TAKES else "train"
 
 
-def sound_fault(path):
-    """Why a recording is of no use, in words; "" where nothing speaks against it."""
+def audio_fault(path):
+    """Return why a recording cannot be used, "" if it can."""
     try:
         if fault := wav_fault(path):
             return fault
         with open(path, "rb") as file:
-            return "" if soundfile.info(file).frames else "holds no sound"
+            return "" if soundfile.info(file).frames else "holds no audio"
     except (OSError, RuntimeError):  # soundfile's errors are RuntimeErrors
-        return "not a readable sound file"
+        return "not a readable audio file"
 
 
 def find_recordings(folder):
-    """The recordings of a folder -> {split: {id: digit}}, in the order of the ids.
+    """Return the recordings of a folder, {split: {id: digit}}, in the order of the ids.
 
     Raises:
-        InputError: there are none of a split, or one has another name or is damaged.
+        InputError: a split has none, or one has another name or is damaged.
     """
     recordings = {split: {} for split in SETS}
     for path in sorted(folder.glob("[!.]*.wav")):
         digit, split = parse_id(path.stem)
-        if fault := sound_fault(path):
+        if fault := audio_fault(path):
             raise InputError(f"{path}: {fault}; get it again, or remove it to pair the others")
         recordings[split][path.stem] = digit
     for split, ids in recordings.items():
@@ -83,14 +78,14 @@ def find_recordings(folder):
 
 
 def read_idx(path, read):
-    """A compressed file of MNIST, by one of torchvision's readers -> array.
+    """Read a compressed file of MNIST with one of torchvision's readers; return an array.
 
     Raises:
-        InputError: it is missing, damaged or of another kind.
+        InputError: it is missing, damaged or another file.
     """
     remedy = "get it again as data/AVMNIST/README.md says"
     try:
-        with gzip.open(path) as packed, NamedTemporaryFile() as plain:  # the readers take the name of an unpacked file
+        with gzip.open(path) as packed, NamedTemporaryFile() as plain:  # the readers need the path of an unpacked file
             plain.write(packed.read())
             plain.flush()
             return read(plain.name).numpy()
@@ -99,34 +94,34 @@ def read_idx(path, read):
     except (OSError, EOFError, zlib.error):
         raise InputError(f"{path}: truncated, damaged or no gzip file; {remedy}") from None
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError):  # the readers' errors
-        raise InputError(f"{path}: not the file of MNIST that its name says; {remedy}") from None
+        raise InputError(f"{path}: not the MNIST file of this name; {remedy}") from None
 
 
 def read_digits(folder, name):
-    """MNIST's set `name`, "train" or "t10k" -> pictures (N, 784) of bytes, and their digits (N,).
+    """Read MNIST's set `name`, "train" or "t10k"; return images (N, 784), bytes, and their digits (N,).
 
     Raises:
-        InputError: a file is missing or damaged, or they do not belong together.
+        InputError: a file is missing or damaged, or the two do not belong together.
     """
     from torchvision.datasets.mnist import read_image_file, read_label_file  # seconds to import
 
-    images, labels = folder / f"{name}-images-idx3-ubyte.gz", folder / f"{name}-labels-idx1-ubyte.gz"
-    pictures, digits = read_idx(images, read_image_file), read_idx(labels, read_label_file)
-    if pictures.shape != (len(digits), SIDE, SIDE):
-        found = " x ".join(map(str, pictures.shape))
-        raise InputError(f"{images}: {found} values for {len(digits)} labels; get both files again")
-    return pictures.reshape(len(digits), SIDE**2), digits
+    paths = [folder / f"{name}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    images, digits = read_idx(paths[0], read_image_file), read_idx(paths[1], read_label_file)
+    if images.shape != (len(digits), SIDE, SIDE):
+        found = " x ".join(map(str, images.shape))
+        raise InputError(f"{paths[0]}: {found} values for {len(digits)} labels; get both files again")
+    return images.reshape(len(digits), SIDE**2), digits
 
 
 def draw_pairs(recordings, digits, rng):
-    """Draw a picture of its digit for every recording, none twice -> {id: number of the picture}.
+    """Draw an image of the same digit for every recording, none twice; return {id: number of the image}.
 
     Args:
         recordings: {id: digit}.
-        digits: (N,), those of the pictures.
+        digits: (N,), those of the images.
 
     Raises:
-        InputError: there are fewer pictures of a digit than recordings.
+        InputError: a digit has fewer images than recordings.
     """
     pairs = {}
     for digit in AVMNIST.classes:
@@ -134,7 +129,7 @@ def draw_pairs(recordings, digits, rng):
         numbers = rng.permutation(np.flatnonzero(digits == int(digit)))
         if len(numbers) < len(ids):
             raise InputError(
-                f"MNIST/raw: {len(numbers)} pictures of {digit} for {len(ids)} recordings, {ids[0]} first; "
+                f"MNIST/raw: {len(numbers)} images of {digit} for {len(ids)} recordings, {ids[0]} first; "
                 "get it again as data/AVMNIST/README.md says"
             )
         pairs |= zip(ids, numbers[: len(ids)].tolist(), strict=True)
@@ -142,7 +137,7 @@ def draw_pairs(recordings, digits, rng):
 
 
 def draw_takes(recordings, takes, rng):
-    """Of every speaker and digit so many recordings, all where there are no more -> {id: digit}, in their order."""
+    """Draw up to `takes` recordings of every speaker and digit; return {id: digit} in the same order."""
     spoken = {}
     for clip_id in recordings:
         spoken.setdefault(clip_id.rpartition("_")[0], []).append(clip_id)
@@ -166,39 +161,13 @@ def add_noise(path, decibels, rng):
     return content.getvalue()
 
 
-def write_missing(files, overwrite):
-    """Write {path: bytes}, each whole or not at all; those that are there already are left alone.
-
-    Raises:
-        InputError: a path holds something else and is not to be overwritten, or cannot be written.
-    """
-    try:
-        others = holding_others(files)
-        if others and not overwrite:
-            raise InputError(
-                f"{others[0]}: differs from what these recordings and flags give; --overwrite "
-                "replaces it, or choose another --split_path"
-            )
-        if others:  # no list while pictures of both pairings are there
-            for path in files:
-                if path.suffix == ".csv":
-                    path.unlink(missing_ok=True)
-        for path, content in files.items():
-            if not path.exists() or path in others:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as file:
-                    file.write(content)
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; choose another --root or --split_path") from None
-
-
 def main():
     parser = dataset_parser("Pair AV-MNIST's recordings with handwritten digits.", AVMNIST.root)
     parser.add_argument(
         "--split_path", type=Path, metavar="DIR", help="folder of the dataset's lists (default: --root)"
     )
     parser.add_argument(
-        "--pca", type=ratio, default=0.25, metavar="R", help="share of the pictures' energy to keep (default: 0.25)"
+        "--pca", type=ratio, default=0.25, metavar="R", help="share of the images' energy to keep (default: 0.25)"
     )
     parser.add_argument(
         "--takes",
@@ -213,7 +182,7 @@ def main():
         help="write recordings with pink noise to <split_path>/recordings, at this signal-to-noise ratio in decibels",
     )
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace lists and pictures of another pairing")
+    parser.add_argument("--overwrite", action="store_true", help="replace lists and images of another pairing")
     args = parser.parse_args()
     folder = args.split_path or args.root
     clean, noisy = Path(AVMNIST.audio_path.format(root=args.root)), folder / "recordings"
@@ -225,13 +194,13 @@ def main():
     from sklearn.decomposition import PCA  # seconds to import
 
     pca, rng, files, lists = PCA(args.pca).fit(mnist["train"][0]), np.random.default_rng(args.seed), {}, {}
-    for split, (pictures, digits) in mnist.items():
+    for split, (images, digits) in mnist.items():
         pairs = draw_pairs(recordings[split], digits, rng)
-        kept = pca.inverse_transform(pca.transform(pictures[list(pairs.values())]))
+        kept = pca.inverse_transform(pca.transform(images[list(pairs.values())]))
         kept = kept.round().clip(0, 255).astype(np.uint8).reshape(-1, SIDE, SIDE)
-        for clip_id, picture in zip(pairs, kept, strict=True):
+        for clip_id, image in zip(pairs, kept, strict=True):
             path = args.root / AVMNIST().frames(split, clip_id, fps=1) / "00000.png"
-            files[path] = cv2.imencode(".png", picture)[1].tobytes()
+            files[path] = cv2.imencode(".png", image)[1].tobytes()
         lists[split] = recordings[split]
     if args.takes:  # after the pairs, which are the same for every number of takes
         lists["train"] = draw_takes(lists["train"], args.takes, rng)
@@ -242,14 +211,14 @@ def main():
     for split, clips in lists.items():
         rows = (f"{clip_id},{digit}\n" for clip_id, digit in clips.items())
         files[folder / f"{split}.csv"] = "".join(rows).encode()
-    write_missing(files, args.overwrite)  # lists last: they are there when all pictures are
+    write_lists(files, args.overwrite)  # the lists last, when all images exist
 
     for split, clips in lists.items():
         print(f"{folder / f'{split}.csv'}: {len(clips)} clips")
     energy = pca.explained_variance_ratio_.sum()
-    print(f"pictures keep {pca.n_components_} of {SIDE**2} components, {energy:.2f} of the energy")
+    print(f"images keep {pca.n_components_} of {SIDE**2} components, {energy:.2f} of the energy")
     if (count := sum(map(len, recordings.values()))) != RECORDINGS:
-        print(f"{count} recordings are there, the whole set has {RECORDINGS}")
+        print(f"{count} recordings found, the whole set has {RECORDINGS}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
-"""CREMA-D: split the clips that are present into train.csv and test.csv, rows `<id>,<emotion>` without a header.
+"""CREMA-D: split the clips that have audio and frames into train.csv and test.csv, rows `<id>,<emotion>`.
 
-    python data/CREMAD/make_split.py [--root train_test_data/CREMA-D] [--target DIR] [--split_path data/CREMAD]
-           [--seed 0] [--test_ratio 0.1] [--by_actor] [--overwrite]
-
-Stratified by emotion, or with --by_actor no actor on both sides. The authors' own lists of 6,698 and 744 clips go
-under the same names instead; lists that are there are kept, unless with --overwrite.
+The split is stratified by emotion, or with --by_actor no actor is in both lists. The authors' lists of 6,698 and 744
+clips have the same names: use them instead if you have them.
 """
 
 import random
@@ -19,15 +16,11 @@ from dataset.audio_visual import check_folder
 from dataset.cremad import CREMAD
 from utils.config import at_least, ratio
 from utils.errors import InputError, run
-from utils.files import holding_others, write_text
+from utils.files import write_lists
 
 
 def parse_id(clip_id):
-    """'<actor>_<sentence>_<emotion>_<level>' -> (actor, emotion).
-
-    Raises:
-        InputError: another form, or an unknown emotion.
-    """
+    """Return (actor, emotion) of the id '<actor>_<sentence>_<emotion>_<level>'; raise InputError for another form."""
     parts = clip_id.split("_")
     if len(parts) != 4 or parts[2] not in CREMAD.classes:
         raise InputError(
@@ -37,8 +30,16 @@ def parse_id(clip_id):
     return parts[0], parts[2]
 
 
+def group_by(clips, part):
+    """Return {actor or emotion: sorted ids} of {id: (actor, emotion)}; `part`: 0 or 1."""
+    groups = defaultdict(list)
+    for clip_id in sorted(clips):
+        groups[clips[clip_id][part]].append(clip_id)
+    return groups
+
+
 def split_by_emotion(clips, test_ratio, rng):
-    """The ids of the test set: of every emotion the share `test_ratio`, at least one clip and not all.
+    """Draw the ids of the test set: the share `test_ratio` of every emotion, at least one clip and not all.
 
     Args:
         clips: {id: (actor, emotion)}.
@@ -46,10 +47,7 @@ def split_by_emotion(clips, test_ratio, rng):
     Raises:
         InputError: an emotion with a single clip.
     """
-    groups = defaultdict(list)
-    for clip_id, (_, emotion) in sorted(clips.items()):
-        groups[emotion].append(clip_id)
-    test = set()
+    groups, test = group_by(clips, 1), set()
     for emotion, ids in sorted(groups.items()):
         if len(ids) < 2:
             raise InputError(f"{ids[0]}: the only clip of {emotion}; two are needed for a split, add more")
@@ -59,19 +57,15 @@ def split_by_emotion(clips, test_ratio, rng):
 
 
 def split_by_actor(clips, test_ratio, rng):
-    """The ids of the test set: all clips of actors drawn until the share `test_ratio` is reached, one actor kept out.
+    """Draw the ids of the test set: all clips of as many actors as needed, but not of all actors.
 
     Raises:
         InputError: fewer than two actors.
     """
-    groups = defaultdict(list)
-    for clip_id, (actor, _) in sorted(clips.items()):
-        groups[actor].append(clip_id)
+    groups, test = group_by(clips, 0), set()
     if len(groups) < 2:
         raise InputError("--by_actor needs clips of two actors at least; leave the flag out or add clips")
-    actors = rng.sample(sorted(groups), len(groups) - 1)
-    test = set()
-    for actor in actors:
+    for actor in rng.sample(sorted(groups), len(groups) - 1):
         if len(test) >= test_ratio * len(clips):
             break
         test.update(groups[actor])
@@ -84,8 +78,8 @@ def main():
     add_folder(parser, "target")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
     parser.add_argument("--test_ratio", type=ratio, default=0.1, metavar="R", help="share of test clips (default: 0.1)")
-    parser.add_argument("--by_actor", action="store_true", help="no actor on both sides, instead of stratified")
-    parser.add_argument("--overwrite", action="store_true", help="replace other lists that are there")
+    parser.add_argument("--by_actor", action="store_true", help="no actor in both lists, instead of stratified")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing lists")
     args = parser.parse_args()
 
     audio = Path(CREMAD.audio_path.format(root=args.root))
@@ -101,18 +95,11 @@ def main():
     rng = random.Random(args.seed)
     split = split_by_actor if args.by_actor else split_by_emotion
     test = split(clips, args.test_ratio, rng)
-    try:
-        args.split_path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{args.split_path}: {error.strerror}; choose another --split_path") from None
     lists = {args.split_path / "train.csv": clips.keys() - test, args.split_path / "test.csv": test}
     texts = {path: "".join(f"{each},{clips[each][1]}\n" for each in sorted(ids)) for path, ids in lists.items()}
-    others = holding_others({path: text.encode() for path, text in texts.items()})
-    if others and not args.overwrite:
-        raise InputError(f"{others[0]}: another list is there; move it away, or replace it with --overwrite")
-    for path, text in texts.items():
-        write_text(path, text)
-        print(f"{path}: {len(lists[path])} clips")
+    write_lists({path: text.encode() for path, text in texts.items()}, args.overwrite)
+    for path, ids in lists.items():
+        print(f"{path}: {len(ids)} clips")
     if len(wavs ^ folders):
         print(f"{len(wavs ^ folders)} clips left out because audio or frames are missing")
 

@@ -1,11 +1,4 @@
-"""CREMA-D: VideoFlash/<id>.flv -> Image-01-FPS/<id>/<frame index>.jpg, one frame a second.
-
-    python data/CREMAD/video_preprocessing.py [--root train_test_data/CREMA-D] [--target DIR]
-           [--fps 1] [--min_frames 1] [--workers N]
-
-Runs in parallel; the same command again continues. Clips that fail, also truncated and damaged ones, are listed in
-failed_frames.csv; --keep_damaged keeps their decodable part.
-"""
+"""CREMA-D: VideoFlash/<id>.flv -> Image-01-FPS/<id>/<frame number>.jpg, one frame per second."""
 
 import sys
 from pathlib import Path

@@ -1,13 +1,4 @@
-"""Your own videos: audio and frames of <root>/{train,test}/<class>/<video>, or of <root>/<class>/<video>.
-
-    python data/Folder/extract.py [--root train_test_data/my_videos] [--target DIR] [--fps 1] [--min_frames 1]
-           [--workers N]
-
-Into <root>/.extracted: audio/<path of the video>.wav, 16 kHz, and Image-01-FPS/<path of the video>/<frame index>.jpg,
-one frame a second. Runs in parallel; the same command again continues. Videos that fail, such as those without audio
-and truncated or damaged ones, are listed in failed_audio.csv and failed_frames.csv; --keep_damaged keeps their
-decodable part.
-"""
+"""Your own videos: <class>/<video> -> .extracted/{audio,Image-01-FPS}/<class>/<video>, wav files and frames."""
 
 import sys
 from pathlib import Path

@@ -1,13 +1,4 @@
-"""Kinetics-Sounds: {train,val}/<class>/<video>.mp4 -> one JPEG a second in a folder per video.
-
-    python data/KineticSound/video_preprocessing.py [--source train_test_data/kinect400/raw]
-           [--root train_test_data/kinect_sound] [--fps 1] [--min_frames 3] [--workers N]
-
-Into visual/{train_img,val_img}/Image-01-FPS/<class>/<video>/<frame index>.jpg. Keeps the classes of class.txt; spaces
-in the names of class folders become underscores.
-Runs in parallel; the same command again continues. Clips that fail, also truncated and damaged ones, are listed in
-failed_frames.csv; --keep_damaged keeps their decodable part.
-"""
+"""Kinetics-Sounds: {train,val}/<class>/<video>.mp4 -> visual/{train_img,val_img}/Image-01-FPS/<class>/<video>/*.jpg."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""video_preprocessing.py, under the name that the authors' README has."""
+"""Run video_preprocessing.py, under the name that the authors' README has."""
 
 import runpy
 from pathlib import Path

@@ -3,9 +3,9 @@
     python data/demo/make_clips.py [--root DIR] [--clips_per_class 40] [--seed 0] [--grade hard]
 
 Writes <root>/VideoFlash/<id>.flv (480 x 360, 29.97 fps) and <root>/AudioWAV/<id>.wav (16 kHz, 16 bit). Every clip has
-its own face, pitch, length and noise. The voices tell more than the faces, so that the two modalities are out of
-balance as in the real data. The grade `easy` is the demo's, `hard` is for comparisons: its voices and faces differ less
-between emotions, under more noise, so that there is something left to gain.
+its own face, pitch, length and noise. Voices are easier to classify than faces, so that the modalities are imbalanced
+as in the real data. The demo uses the grade `easy`. In the grade `hard`, which is for comparisons, emotions differ less
+and there is more noise, so that methods can differ.
 """
 
 import sys
@@ -30,7 +30,7 @@ FLV = 2  # codec tag of Sorenson H.263 in FLV
 
 
 class Grade(NamedTuple):
-    """How hard clips are: what of an emotion's voice and face is left, 0 to 1, and factors of noise and grain."""
+    """How hard clips are: strength of an emotion in voice and face, 0 to 1, and factors of noise and grain."""
 
     root: str
     voice: float = 1.0
@@ -78,7 +78,7 @@ FLUSH = {
 
 
 def make_voice(emotion, seconds, rng, grade=GRADES["easy"]):
-    """A voice of `seconds` -> samples (n,) at 16 kHz in [-1, 1], and its loudness per sample (n,), 0 to 1."""
+    """Return a voice of `seconds`: samples (n,) at 16 kHz in [-1, 1], and its loudness per sample (n,), 0 to 1."""
     neutral = VOICES["NEU"]
     voice = {name: value + (1 - grade.voice) * (neutral[name] - value) for name, value in VOICES[emotion].items()}
     t = np.arange(int(seconds * RATE)) / RATE
@@ -172,7 +172,7 @@ def make_video(path, emotion, seconds, loudness, rng, grade):
 
 
 def make_clip(root, clip_id, grade, seed):
-    """Write one clip's sound and video, whole or not at all, as a function of grade and seed. Returns what was done."""
+    """Write one clip's audio and video, each whole or not at all; return "done" or "already there"."""
     wav, flv = root / "AudioWAV" / f"{clip_id}.wav", root / "VideoFlash" / f"{clip_id}.flv"
     if wav.exists() and flv.exists():
         return "already there"
@@ -193,7 +193,7 @@ def main():
     parser.add_argument("--root", type=Path, metavar="DIR", help=f"folder of the dataset (default: {roots})")
     parser.add_argument("--clips_per_class", type=at_least(2), default=40, metavar="N", help="(default: 40)")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
-    parser.add_argument("--grade", choices=GRADES, default="easy", help="how hard to tell (default: easy)")
+    parser.add_argument("--grade", choices=GRADES, default="easy", help="difficulty (default: easy)")
     args = parser.parse_args()
     args.root = args.root or Path(GRADES[args.grade].root)
 
