@@ -10,7 +10,6 @@ modalities, the others of the audio-visual classifier.
 import json
 import sys
 import tempfile
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +29,7 @@ from utils.seeds import derived_seed
 FOLDER = Path(__file__).with_name("golden")
 CLASSES, STEPS = 5, 4
 LAST = 2  # epoch: three of them, of one, one and two steps
+WAVE = torch.arange(2**22, dtype=torch.float64).cos()  # as long as the largest tensor
 FLAGS = {
     "ogm": ["--ogm_alpha", 0.8],
     "ogm_ge": ["--ogm_alpha", 0.8],
@@ -64,12 +64,7 @@ def clips(step):
 def figures(tensor):
     """Return [L2 norm, product with a wave] of a tensor."""
     flat = tensor.detach().flatten().double()
-    return [flat.norm().item(), (flat @ wave(2 ** len(flat).bit_length())[: len(flat)]).item()]
-
-
-@cache
-def wave(length):
-    return torch.arange(length, dtype=torch.float64).cos()
+    return [flat.norm().item(), (flat @ WAVE[: len(flat)]).item()]
 
 
 def built(name, *flags):

@@ -1,7 +1,5 @@
 """Batches: equal sizes in training, every clip once in evaluation, and fewer clips than a batch."""
 
-import json
-
 import pytest
 import torch
 
@@ -9,6 +7,7 @@ import main_dgl
 from dataset.loader import build_loader
 from engine.checkpoint import load_model
 from tests.conftest import SMALL, data_flags, run_here
+from tests.test_methods_runs import rows_of
 from tests.test_reader import settings
 from utils.batches import to_device
 
@@ -46,8 +45,7 @@ def train(corpus, folder, *flags):
     """Train for three epochs on 18 clips; return the rows of the log without times."""
     command = ["--train", *data_flags(corpus), *SMALL, "--epochs", 3, "--learning_rate", 0.05, "--ckpt_path", folder]
     run_here(main_dgl, *command, *flags)
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows_of(folder)]
 
 
 @pytest.mark.parametrize("method", ["dgl", "visual"])
@@ -70,6 +68,8 @@ def test_batchnorm_is_refreshed_with_the_epochs_batches(corpus, small, tmp_path,
     loader.dataset.epoch = 2
     convolution, batchnorm, *_ = model.encoder("audio")
     with torch.no_grad():
-        means = [convolution(to_device(batch, "cpu")[0]["audio"]).mean(dim=(0, 2, 3)) for batch in loader]
-    assert len(means) == batches
-    assert torch.allclose(batchnorm.running_mean, torch.stack(means).mean(dim=0), atol=1e-5)
+        maps = [convolution(to_device(batch, "cpu")[0]["audio"]).transpose(0, 1).flatten(1) for batch in loader]
+    assert len(maps) == batches
+    for found, statistic in ((batchnorm.running_mean, torch.mean), (batchnorm.running_var, torch.var)):
+        expected = torch.stack([statistic(each, dim=1) for each in maps]).mean(dim=0)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -21,13 +21,10 @@ from tests import launcher
 from tests.conftest import ROOT, SMALL, data_flags, run_fork, run_here
 from tests.distributed_runs import RUNS, WHOLE, train_all
 from tests.rules import write_teachers
+from tests.test_methods_runs import rows_of
 
 LAUNCH, ENVIRONMENT = ["-m", "engine.launch"], os.environ | {"OMP_NUM_THREADS": "1"}
 TWO = [*LAUNCH, "--standalone", "--nproc_per_node", "2"]
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,7 @@ from methods.unimodal import Unimodal
 from models.backbone import BACKBONES, Encoder
 from models.fusion_modules import FUSION_MODULES, SumFusion_AUXI
 from tests.conftest import NarrowEncoder, SmallEncoder, settings_of
-from tests.rules import (
-    Toy,
-    assert_gradients,
-    gradients,
-    small_model,
-    toy,
-    toy_batch,
-    whole_step,
-)
+from tests.rules import Toy, assert_gradients, gradients, small_model, toy, toy_batch, whole_step
 from tests.test_dgl_step import FORMULAS, batch, linear
 
 ALPHA = 3.0
@@ -223,11 +215,6 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained(way, tmp_path, monkeypatch)
     assert not torch.allclose(found["own"]["audio"], expected["audio"])
 
 
-def likely(logits, label):
-    """Return the softmax probability of the true class, (B,)."""
-    return logits.softmax(dim=1).gather(1, label.unsqueeze(1)).squeeze(1)
-
-
 @pytest.mark.parametrize(("leader", "other"), [("audio", "visual"), ("visual", "audio")])
 @pytest.mark.parametrize("way", ["concat", "sum own", "gated own"])
 def test_ogm_slows_the_leading_encoder_alone_within_its_window(way, leader, other, monkeypatch):
@@ -235,8 +222,9 @@ def test_ogm_slows_the_leading_encoder_alone_within_its_window(way, leader, othe
     flags = ["--method", "ogm", "--ogm_alpha", 0.6, "--modulation_starts", 2, "--modulation_ends", 4]
     model, method, inputs, _ = built(monkeypatch, way, *flags)
     half, logits = model.fusion_module.fc_out.bias / 2 if way == "concat" else 0, written_out(way, model, inputs)
-    label = ((logits[leader] - half).softmax(1) - (logits[other] - half).softmax(1)).argmax(dim=1)
-    rho = likely(logits[leader] - half, label).sum().item() / likely(logits[other] - half, label).sum().item()
+    p = {name: (logits[name] - half).softmax(1) for name in model.modalities}
+    label = (p[leader] - p[other]).argmax(dim=1)  # with which the first one leads
+    rho = (p[leader].gather(1, label[:, None]).sum() / p[other].gather(1, label[:, None]).sum()).item()
     assert rho > 1
     for method.epoch in range(6):
         model.zero_grad()

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torchvision
 
-from engine.batchnorm import refresh_batchnorm
 from engine.build import build_model
 from engine.checkpoint import save
 from models.backbone import BACKBONES
@@ -82,20 +81,6 @@ def test_one_modality_has_one_whole_encoder(fusion, modality):
 def test_unknown_choice_is_a_value_error(arguments):
     with pytest.raises(ValueError, match="is none of"):
         AVClassifier(4, **arguments)
-
-
-def test_refreshed_batchnorm_holds_the_statistics_of_its_input():
-    model, batches = small_model().train(), [random_inputs(4) for _ in range(3)]
-    for inputs in batches:
-        inputs["audio"] -= 10
-    refresh_batchnorm(model, batches)
-    convolution, batchnorm, *_ = model.audio_net
-    images = [convolution(inputs["audio"]) for inputs in batches]
-    mean = torch.stack([x.mean(dim=(0, 2, 3)) for x in images]).mean(0)
-    variance = torch.stack([x.transpose(0, 1).flatten(1).var(dim=1) for x in images]).mean(0)
-    torch.testing.assert_close(batchnorm.running_mean, mean, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(batchnorm.running_var, variance, rtol=1e-4, atol=1e-4)
-    assert batchnorm.momentum == 0.1 and model.training
 
 
 # Given weights
