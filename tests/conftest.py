@@ -1,4 +1,4 @@
-"""What the tests share: the project's folder, a way to run its scripts, and a small corpus made by the demo."""
+"""What the tests share: ways to run the project's scripts, and a small corpus that the demo creates."""
 
 import os
 import runpy
@@ -31,43 +31,20 @@ for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def run_script(script, *arguments, check=True, folder=ROOT):
-    """Run a script of the project as a user would, from the project's folder. Returns the finished process."""
-    command = [sys.executable, script, *map(str, arguments)]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
-
-
 def run_fork(script, *arguments, check=True, folder=ROOT, environment=None):
-    """`run_script` in a fork that is spared the imports of packages (tests/launcher.py)."""
+    """Run a script as a user would, but in a fork that is spared the imports of packages (tests/launcher.py)."""
     command = [script, *map(str, arguments)]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         status = launcher.start(command, folder, environment or os.environ, output, errors).wait()
         for file in (output, errors):
             file.seek(0)
         done = subprocess.CompletedProcess(command, status, output.read(), errors.read())
-    if check:
-        assert done.returncode == 0, done.stderr
+    assert not check or done.returncode == 0, done.stderr
     return done
 
 
-def start_quietly(command):
-    """Start a script in a process of its own that nobody hears -> the process, of Popen's kind."""
-    with open(os.devnull, "w") as nowhere:
-        return launcher.start([*map(str, command)], ROOT, os.environ, nowhere, nowhere)
-
-
 def run_here(script, *arguments):
-    """Run a script in this process, which spares the imports; an error of the input raises SystemExit.
-
-    Args:
-        script: a module with `main`, or the path of a script.
-    """
+    """Run a script, a module with `main` or a path, in this process; an error of the input raises SystemExit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(getattr(script, "__name__", script)), *map(str, arguments)])
         if isinstance(script, str):
@@ -76,22 +53,26 @@ def run_here(script, *arguments):
             run(script.main)
 
 
-def run_shell(script, *arguments, project=ROOT):
-    """Run a shell script of the project, with the Python that runs the tests. Returns the finished process."""
-    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-    command = ["bash", project / script, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr
+def run_shell(script, /, *arguments, project=ROOT, check=True, folder=None, **changes):
+    """Run a shell script with the Python that runs the tests on its PATH. Returns the finished process.
+
+    Args:
+        changes: of the environment.
+    """
+    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"} | changes
+    command, pipes = ["bash", project / script, *map(str, arguments)], {"capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, **pipes)
+    assert not check or done.returncode == 0, done.stderr
     return done
 
 
 def settings_of(*flags):
-    """The settings that flags of main_dgl.py make."""
+    """Return the settings that flags of main_dgl.py stand for."""
     return complete(vars(training_parser().parse_args([*map(str, flags)])))
 
 
 def method_of(model, *flags):
-    """The training rule that flags of main_dgl.py choose, for a model that is as it begins."""
+    """Return the method that flags of main_dgl.py choose, for a model that is as it begins."""
     return build_method(settings_of(*flags), model)
 
 
@@ -102,15 +83,14 @@ def ffmpeg(*arguments, data=None):
 
 
 def write_video(path, greys, rate=10, codec="libx264", tone=None):
-    """A video of plain pictures, 64 x 48, of the grey values `greys`, with AAC sound of `tone` Hz if one is given."""
-    pictures = np.repeat(np.asarray(greys, np.uint8), 64 * 48 * 3)
+    """Write a video of plain frames, 64 x 48, of the grey values `greys`, with AAC audio of `tone` Hz if given."""
+    frames = np.repeat(np.asarray(greys, np.uint8), 64 * 48 * 3)
     flags = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x48", "-r", rate, "-i", "-"]
     if tone:
         sine = f"sine=frequency={tone}:sample_rate=44100:duration={len(greys) / rate}"
         flags += ["-f", "lavfi", "-i", sine, "-c:a", "aac", "-ac", 2]
-    flags += ["-c:v", codec, "-q:v", 2, "-pix_fmt", "yuv420p", f"file:{path}"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    ffmpeg(*flags, data=pictures.tobytes())
+    ffmpeg(*flags, "-c:v", codec, "-q:v", 2, "-pix_fmt", "yuv420p", f"file:{path}", data=frames.tobytes())
 
 
 def data_flags(root):
@@ -122,7 +102,7 @@ SMALL = ["--image_size", 32, "--batch_size", 8, "--num_workers", 1]
 
 
 class SmallEncoder(nn.Sequential):
-    """In ResNet-18's place where its weights are of no matter: (B, in_channels, H, W) -> (B, 512, h, w)."""
+    """A replacement of ResNet-18 where its weights do not matter: (B, in_channels, H, W) -> (B, 512, h, w)."""
 
     dim = 512
 
@@ -137,8 +117,13 @@ class NarrowEncoder(SmallEncoder):
     dim = 64
 
 
+@pytest.fixture
+def small_encoders(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "resnet18", SmallEncoder)
+
+
 def make_small(patch):
-    """Small encoders, and no pictures of a run, which would take longer than the run."""
+    """Use small encoders, and draw no figures of a run, which would take longer than the run."""
     patch.setitem(BACKBONES, "resnet18", SmallEncoder)
     for name in ("confusion_figures", "curves_figure", "save_figure"):
         patch.setattr(f"engine.log.{name}", lambda *_: None)
@@ -146,18 +131,13 @@ def make_small(patch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """`make_small` for a test's runs in this process."""
+    """Apply `make_small` to a test's runs in this process."""
     make_small(monkeypatch)
-
-
-@pytest.fixture
-def small_encoders(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "resnet18", SmallEncoder)
 
 
 @pytest.fixture(scope="session")
 def forking(tmp_path_factory):
-    """The project with a .venv whose interpreter runs every script in a fork, as `run_fork`: for its shell scripts."""
+    """Return the project with a .venv whose interpreter runs every script in a fork: for its shell scripts."""
     folder = tmp_path_factory.mktemp("project")
     for path in ROOT.iterdir():
         if path.name not in (".git", ".venv"):
@@ -174,7 +154,7 @@ def forking(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """Makes a folder that all processes of the tests share: by `make(folder)`, in the first one that asks for it."""
+    """Return `make(name, write)`: a folder that all processes of the tests share, written by the first that asks."""
     folder = tmp_path_factory.getbasetemp()
     common = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
@@ -191,15 +171,15 @@ def once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def raw_corpus(once):
-    """24 clips in CREMA-D's raw form: VideoFlash and AudioWAV."""
+    """Return 24 clips in CREMA-D's raw form: VideoFlash and AudioWAV."""
     librosa.resample(np.ones(8, np.float32), orig_sr=1, target_sr=2)  # imported here, not by each process that decodes
     make = ["data/demo/make_clips.py", "--clips_per_class", 4, "--root"]
-    return once("raw", lambda folder: run_script(*make, folder / "CREMA-D")) / "CREMA-D"
+    return once("raw", lambda folder: run_fork(*make, folder / "CREMA-D")) / "CREMA-D"
 
 
 @pytest.fixture(scope="session")
 def corpus(raw_corpus, once):
-    """The same with frames extracted and split, 18 clips to train and 6 to test; not to be changed by a test."""
+    """Return the same with frames extracted and split, 18 clips to train and 6 to test; not to be changed by a test."""
 
     def make(folder):
         shutil.copytree(raw_corpus, folder / "CREMA-D")
@@ -212,7 +192,7 @@ def corpus(raw_corpus, once):
 
 @pytest.fixture(scope="session")
 def few(corpus, tmp_path_factory):
-    """A third of the corpus: a clip of every class to train on and two to test; not to be changed by a test."""
+    """Return a third of the corpus: a clip of every class to train on and two to test; not to be changed by a test."""
     root = tmp_path_factory.mktemp("few")
     for name in ("train", "test"):
         rows = (corpus / f"{name}.csv").read_text().splitlines(keepends=True)
@@ -224,7 +204,7 @@ def few(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(corpus, once):
-    """A run of two epochs on the corpus: (its checkpoint folder, what it printed); not to be changed by a test."""
+    """Return the folder of a run of two epochs on the corpus, not to be changed by a test, and what it printed."""
 
     def make(folder):
         flags = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01, "--ckpt_path", folder / "run"]
@@ -233,3 +213,30 @@ def trained(corpus, once):
 
     folder = once("trained", make)
     return folder / "run", (folder / "output").read_text()
+
+
+@pytest.fixture
+def output_of(capsys):
+    """Run a script in this process and return what it printed to stdout."""
+
+    def call(script, *arguments):
+        capsys.readouterr()
+        run_here(script, *arguments)
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def rejected(capsys):
+    """Run a script in this process, which must end with status 2 and one line on stderr, and return that line."""
+
+    def call(script, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_here(script, *arguments)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and len(error.splitlines()) == 1 and "Traceback" not in error, error
+        return error
+
+    return call

@@ -1,7 +1,7 @@
 """Scripts in processes of their own that are spared the seconds in which PyTorch and other packages are imported.
 
 A server, one for each process of the tests, has imported the packages that the scripts import, and nothing of the
-project. For every script it makes a fork, which from there on is what `python script` is: arguments, folder,
+project. For every script it creates a fork, which from there on is what `python script` is: arguments, folder,
 environment, files, signals, output and exit status are its own. What imports are for is tested by real interpreters.
 """
 
@@ -17,18 +17,20 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 PACKAGES = "torch.utils.data torch.distributed torch.nn.parallel torchaudio.functional torchvision.models.resnet "
 PACKAGES += "torchvision.transforms.v2 librosa.core.audio librosa.util.utils soundfile soxr cv2 av PIL.Image "
 PACKAGES += "pebble tqdm filelock scipy.signal scipy.stats sklearn.linear_model sklearn.metrics sklearn.pipeline "
 PACKAGES += "sklearn.cluster matplotlib.figure torch.utils.tensorboard torch.utils.tensorboard.summary"
 PYTHON = "DGL_TESTS_PYTHON"  # in a script's environment: the interpreter that it starts others with
+ROOT = Path(__file__).resolve().parents[1]
 HERE = sys.platform == "linux"  # elsewhere scripts are started as usual
 
 
 @functools.cache
 def server():
-    """Start this process's server, which ends with it -> (the name of the socket where it listens, the server)."""
+    """Start this process's server, which ends with it. Returns the name of its socket, and the server."""
     name = f"dgl-tests-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(f"\0{name}")
@@ -39,28 +41,29 @@ def server():
 
 
 def interpreter():
-    """The command that stands for the interpreter in a shell script."""
+    """Return the command that stands for the interpreter in a shell script."""
     return [sys.executable, *(["-SE", __file__, "ask", server()[0]] if HERE else [])]
 
 
-def start(command, folder, environment, output, errors):
-    """Start `python command` with its output into these files -> the process, of Popen's kind."""
-    if HERE:
-        return Fork(server()[0], command, folder, environment, (output, errors))
-    files = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": errors}
-    return subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, **files)
+def start(command, folder=ROOT, environment=os.environ, output=None, errors=None):
+    """Start `python command` in a session of its own, with these files for its output. Returns a Fork or Popen."""
+    command = list(map(str, command))
+    with open(os.devnull, "w") as nowhere:
+        output, errors = output or nowhere, errors or nowhere
+        if HERE:
+            return Fork(server()[0], command, folder, environment, (output.fileno(), errors.fileno()))
+        files = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": errors, "start_new_session": True}
+        return subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, **files)
 
 
 class Fork:
-    """A script that runs, with a part of what subprocess.Popen has; it ends with who has started it."""
+    """A script that runs, with a part of what subprocess.Popen has; it ends with the process that has started it."""
 
-    def __init__(self, name, command, folder, environment, files):
+    def __init__(self, name, command, folder, environment, descriptors):
         self.connection, self.returncode = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), None
         self.connection.connect(f"\0{name}")
-        request = json.dumps([list(command), str(folder), dict(environment)])
-        socket.send_fds(
-            self.connection, [request.encode()], [file if file in (0, 1, 2) else file.fileno() for file in files]
-        )
+        request = json.dumps([command, str(folder), dict(environment)])
+        socket.send_fds(self.connection, [request.encode()], descriptors)
         self.pid = int(self.connection.recv(32))
 
     def wait(self):
@@ -80,7 +83,7 @@ class Fork:
 
 
 def ask(name, command):
-    """Run `python command` in a fork, with the files of this process -> end as it ends; signals reach it."""
+    """Run `python command` in a fork with the files of this process, pass signals to it, and end as it ends."""
     command = command[1:] if command[0] == "-u" else command
     fork = Fork(name, command, os.getcwd(), os.environ, (0, 1, 2))
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
@@ -93,28 +96,27 @@ def ask(name, command):
 
 
 def serve(listener):
-    """Fork for whoever asks, until the process of the tests has ended. It returns in the forks, each with a script."""
+    """Fork for every client until the process of the tests has ended. It returns in the forks, each with a script."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for `report`
     while True:
         if 0 in select.select([listener, 0], [], [])[0]:
             sys.exit()
         connection, _ = listener.accept()
         if os.fork() == 0:
-            return keep(connection)
+            return report(connection)
         connection.close()
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
 
 
-def keep(connection):
-    """Fork once more; tell the script's process and its exit status. It returns in the script's process."""
+def report(connection):
+    """Fork once more and report that process's number and exit status. It returns in that process, with a script."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     message, files, *_ = socket.recv_fds(connection, 2**20, 3)
     pid = os.fork()
     if pid == 0:
         connection.close()
         return become(*json.loads(message), files)
     connection.send(str(pid).encode())
-    if connection in select.select([os.pidfd_open(pid), connection], [], [])[0]:  # who has asked is no more
+    if connection in select.select([os.pidfd_open(pid), connection], [], [])[0]:  # the client has ended
         os.kill(pid, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with suppress(OSError):
@@ -123,7 +125,8 @@ def keep(connection):
 
 
 def become(command, folder, environment, files):
-    """Make this process the one that was asked for."""
+    """Turn this process into the script's, in a session of its own."""
+    os.setsid()
     files = files if len(files) == 3 else [os.open(os.devnull, os.O_RDONLY), *files]
     for number, descriptor in enumerate(files):
         os.dup2(descriptor, number)
