@@ -42,6 +42,8 @@ def load_waveform(path, rate):
             samples, file_rate = librosa.load(file, sr=None)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; {RESTORE}") from None
+    except librosa.util.exceptions.ParameterError:
+        raise InputError(f"{path}: samples that are not finite; {RESTORE}") from None
     except RuntimeError:  # soundfile's errors
         remedy = "restore it (`git lfs pull` if it is a Git LFS pointer) or take its clip off the split list"
         raise InputError(f"{path}: not a readable audio file; {remedy}") from None
@@ -49,8 +51,6 @@ def load_waveform(path, rate):
         raise InputError(f"{path}: contains no audio; {RESTORE}")
     if len(samples) < SHORTEST * file_rate:
         raise InputError(f"{path}: only {len(samples)} sample(s) of audio; {RESTORE}")
-    if not np.isfinite(samples).all():
-        raise InputError(f"{path}: samples that are not finite; {RESTORE}")
     return librosa.resample(samples, orig_sr=file_rate, target_sr=rate)
 
 

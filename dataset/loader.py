@@ -56,6 +56,7 @@ def ignore_signals(_):
     """Ignore signals in a worker. A terminal or a cluster sends them to every process; the main one handles them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # which delay_signals has blocked
 
 
 @atexit.register

@@ -165,9 +165,9 @@ REJECTED = [
     ("lfm --fusion_method mmtm", "--fusion_method mmtm: --method lfm has its own; leave it out"),
     ("gblend", "--method gblend: needs --gblend_runs or --gblend_weights"),
     ("gblend --gblend_weights 0.2,0.5", "--gblend_weights: give 3 numbers"),
-    ("gblend --gblend_weights 1,1,1 --gblend_runs a,b,c", "--gblend_weights: --gblend_runs measures"),
+    ("gblend --gblend_weights 1,1,1 --gblend_runs a,b,c", "--gblend_weights: --gblend_runs sets the weights too"),
     ("gblend --gblend_runs a,b,c", "--gblend_runs a: no finished run"),
-    ("joint --agm_alpha 2", "--agm_alpha: of --method agm"),
+    ("joint --agm_alpha 2", "--agm_alpha: a flag of --method agm"),
     ("agm --agm_mask none", "--agm_mask.*'shared', 'passes'"),
     ("visual --freeze audio", "--freeze audio: --method visual has no such encoder"),
     ("dgl --fusion_method bilinear --backbone resnet50", "34 GB"),
@@ -206,7 +206,7 @@ def test_teachers_that_do_not_fit_are_rejected(flags, tmp_path, capsys):
     swapped = [word.replace("audio.pth", "visual.pth") for word in teachers(tmp_path)]
     assert "--umt_audio" in rejected(capsys, *command, *swapped)
     for changes, message in (
-        ({"dataset": "AVE"}, "of AVE, not CREMAD"),
+        ({"dataset": "AVE"}, "trained on AVE, not CREMAD"),
         ({"n_classes": 7}, "do not fit"),
         ({"classes": ["A"]}, "other classes"),
     ):
@@ -266,7 +266,7 @@ def test_gradient_report(name):
     model, method = rule(name)
     report = gradient_report(method, model, *batch())
     assert list(report) == (["L_m", "L_audio", "L_visual", "all"] if name in APART else ["all"])
-    assert ("cannot be told apart" in as_table(report)) == (name not in APART)
+    assert ("cannot be separated" in as_table(report)) == (name not in APART)
     assert all(norm > 0 for norm in report["all"].values())
     if name in ("joint_uni", "gblend", "mla"):
         assert report["L_audio"]["audio"] > 0 == report["L_audio"]["visual"] and report["L_visual"]["audio"] == 0
@@ -277,7 +277,7 @@ def test_gradient_report(name):
 def test_gradient_report_of_the_command_line(flags, capsys, monkeypatch):
     """Check that it ends in a note on PMR, and of DGL with mmtm which loss reaches which module."""
     run_here(main_dgl, "--gradient_report", *flags[1:], "--method", "pmr")
-    assert capsys.readouterr().out.splitlines()[-1].startswith("the losses cannot be told apart")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the losses cannot be separated")
     monkeypatch.setitem(BACKBONES, "resnet18", NarrowResNet)
     run_here(main_dgl, "--gradient_report", *flags[1:], "--fusion_method", "mmtm")
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("L_")]

@@ -40,12 +40,16 @@ delayed = None  # numbers of the signals that arrived while `delay_signals` last
 
 @contextmanager
 def delay_signals():
-    """Delay Interrupted until the block ends. A signal mask cannot do this, because another thread gets the signal."""
+    """Delay Interrupted until the block ends, and start processes in which SIGNALS are blocked.
+
+    Blocking them is not enough: another thread receives them, and Python calls the handler in this one.
+    """
     global delayed
-    delayed = []
+    delayed, mask = [], signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         arrived, delayed = delayed, None
         if arrived:
             raise Interrupted(arrived[0])
