@@ -1,5 +1,6 @@
 """What the tests share: ways to run the project's scripts, and a small corpus that the demo creates."""
 
+import json
 import os
 import runpy
 import shlex
@@ -240,3 +241,8 @@ def rejected(capsys):
         return error
 
     return call
+
+
+def rows_of(run):
+    """Return the rows of a run's log.jsonl, one per epoch."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -1,7 +1,6 @@
 """Runs that are interrupted, killed or broken: resumed to the very bits, saved whole or not at all, one to a folder."""
 
 import io
-import json
 import os
 import resource
 import shutil
@@ -16,7 +15,7 @@ from engine import checkpoint
 from methods import joint
 from models.weights import load_checkpoint
 from tests import launcher, torture
-from tests.conftest import SMALL, data_flags, make_small, run_here
+from tests.conftest import SMALL, data_flags, make_small, rows_of, run_here
 from tests.torture import assert_same_run
 from utils import files
 from utils.errors import InputError, Interrupted
@@ -25,10 +24,6 @@ from utils.errors import InputError, Interrupted
 def command(corpus, folder, *flags):
     trained = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01, "--ckpt_path", folder]
     return ["--train", *data_flags(corpus), *SMALL, *trained, *flags]
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -75,8 +75,10 @@ def can_mount():
 
 MOUNT = """
 mount -t tmpfs -o {} tmpfs /dev/shm; mount -t tmpfs -o size=8k tmpfs "$1/board"
-(until [ -e "$1/full" ] && [ -e "$1/run/last.pth" ]; do sleep 0.1; done
-while kill -0 $$; do cat /dev/zero >>/dev/shm/full; sleep 0.01; done) >/dev/null 2>&1 &
+(while kill -0 $$; do
+  [ ! -e "$1/full" ] || [ ! -e "$1/run/last.pth" ] || cat /dev/zero >>/dev/shm/full
+  sleep 0.05
+done) >/dev/null 2>&1 &
 shift; exec "$@"
 """
 
@@ -104,6 +106,7 @@ def test_file_systems_that_are_full_or_read_only(corpus, tmp_path, options, epoc
     lines = done.stderr.splitlines()
     assert done.returncode == status and len(lines) == len(expected), done.stderr
     assert all(re.match(pattern, line) for pattern, line in zip(expected, lines, strict=True)), done.stderr
+    assert (tmp_path / "run" / "result.json").exists() == (status == 0)
 
 
 # Code that is run before main_dgl.main
