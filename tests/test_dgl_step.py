@@ -97,7 +97,7 @@ def written_out(model, fusion_method, a, v, label):
 
 
 def test_every_fusion_is_checked():
-    elsewhere = {"mixer", "mmtm"}  # tests/test_mixer.py, tests/test_mmtm.py
+    elsewhere = {"mixer", "mmtm"}  # tests/test_methods.py
     assert FORMULAS.keys() | elsewhere == FUSION_MODULES.keys()
 
 
