@@ -34,7 +34,8 @@ from utils.pool import cores
 UNIMODAL = [name for name, entry in METHODS.items() if entry.modality != "full"]
 ABLATIONS = [name for name in METHODS if name in VARIANTS["dgl"] and name not in UNIMODAL]
 GROUPS = {"all": [*METHODS], "unimodal": UNIMODAL, "ablations": ABLATIONS}
-HELD_OUT = {"gblend", "relearn"}  # methods that measure losses or features on held-out clips
+# methods that need held-out clips, or runs with them
+HELD_OUT = {"gblend", *(name for name, entry in METHODS.items() if "val_ratio" in entry.needs)}
 GROUPS["baselines"] = [name for name in METHODS if name not in {*UNIMODAL, *ABLATIONS, "dgl"}]
 
 

@@ -70,7 +70,7 @@ def extract_frames(video, folder, unfinished, per_second=1, min_frames=1, keep_d
         count = len(os.listdir(new))
         if count < min_frames:
             raise ClipError(f"too short: {count} frame(s) at {per_second} a second, {min_frames} are needed")
-        media.date(new)
+        set_time(new, media, reason)
     return reason or "done"
 
 
@@ -94,7 +94,7 @@ def extract_audio(video, wav, unfinished, keep_damaged=False):
         with wave.open(str(new), "wb") as file:
             file.setparams((1, 2, AUDIO_RATE, 0, "NONE", "not compressed"))
             file.writeframes(silence + samples)
-        media.date(new)
+        set_time(new, media, reason)
     return reason or "done"
 
 
@@ -188,11 +188,6 @@ class Media:
             raise ClipError(reason)
         return reason
 
-    def date(self, output):
-        """Give an output the video's modification time, 0 for a damaged video; data/extraction.py compares it."""
-        time = 0 if self.check() else self.time
-        os.utime(output, ns=(time, time))
-
     def shortfall(self):
         """Return a reason if the last packet ends before the end that the headers give, else ""."""
         name, pairs = self.container.format.name, []
@@ -211,6 +206,12 @@ class Media:
             if end < promised - TOLERANCE:
                 return f"truncated: {float(end):.1f} of {float(promised):.1f} s; download it again"
         return ""
+
+
+def set_time(output, media, reason):
+    """Give an output the video's modification time, 0 if the video is damaged; data/extraction.py compares it."""
+    time = 0 if reason else media.time
+    os.utime(output, ns=(time, time))
 
 
 def first_error(log):

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from dataset import build_dataset
-from utils.errors import SIGNALS, InputError, delay_signals, warn_once
+from utils.errors import SIGNALS, WORKER_KILLED, InputError, delay_signals, warn_once
 from utils.pool import cores, why_no_processes
 from utils.processes import first_process, rank, size
 from utils.seeds import derived_seed
@@ -78,17 +78,22 @@ def share(batch):
 
 
 class Loader(DataLoader):
-    """A DataLoader that delays signals while it starts workers, and reports if no worker can be started."""
+    """A DataLoader that delays signals while it starts workers, and reports workers that cannot start or are killed."""
 
     def __iter__(self):
         try:
             with delay_signals():  # otherwise one could interrupt it between a worker's start and its registration
-                return super().__iter__()
+                batches = super().__iter__()
         except OSError as error:
             end_workers()
             raise InputError(
                 f"{SHARED_MEMORY}: {error.strerror}; make it larger (docker run --shm-size=2g), or use --num_workers 0"
             ) from None
+        try:
+            yield from batches
+        except (ConnectionError, EOFError):  # a worker was killed while it handed over a batch
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise its error during ours
+            raise InputError(WORKER_KILLED) from None
 
 
 def usable_workers(workers, batch_bytes):

@@ -6,8 +6,7 @@ import torch
 import main_dgl
 from dataset.loader import build_loader
 from engine.checkpoint import load_model
-from tests.conftest import SMALL, data_flags, run_here
-from tests.test_methods_runs import rows_of
+from tests.conftest import SMALL, data_flags, rows_of, run_here
 from tests.test_reader import settings
 from utils.batches import to_device
 

@@ -18,10 +18,9 @@ import valid
 from dataset import DATASETS
 from models.weights import load_checkpoint
 from tests import launcher
-from tests.conftest import ROOT, SMALL, data_flags, run_fork, run_here
+from tests.conftest import ROOT, SMALL, data_flags, rows_of, run_fork, run_here
 from tests.distributed_runs import RUNS, WHOLE, train_all
 from tests.rules import write_teachers
-from tests.test_methods_runs import rows_of
 
 LAUNCH, ENVIRONMENT = ["-m", "engine.launch"], os.environ | {"OMP_NUM_THREADS": "1"}
 TWO = [*LAUNCH, "--standalone", "--nproc_per_node", "2"]

@@ -21,7 +21,7 @@ from engine.meter import CLIP_NORM, READ_EVERY, Meter
 from methods import METHODS, Output, gblend
 from models.backbone import BACKBONES
 from models.weights import load_checkpoint
-from tests.conftest import SMALL, SmallEncoder, data_flags, method_of, run_here
+from tests.conftest import SMALL, SmallEncoder, data_flags, method_of, rows_of, run_here
 from tests.rules import rule, small_model, write_teachers
 from tests.test_dgl_step import batch
 from tests.test_methods import NarrowResNet
@@ -77,22 +77,8 @@ def read(folder, name):
     return json.loads((folder / name).read_text())
 
 
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def rejected(capsys, *arguments):
-    """Run main_dgl.py, which reports an error -> its line."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        run_here(main_dgl, *arguments)
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and len(error.splitlines()) == 1, error
-    return error
-
-
 @pytest.mark.parametrize("run", RESUMED)
-def test_interrupted_in_an_epoch_resumed_to_the_bit_and_evaluated(flags, tmp_path, monkeypatch, capsys, run):
+def test_interrupted_in_an_epoch_resumed_to_the_bit_and_evaluated(flags, tmp_path, monkeypatch, capsys, rejected, run):
     """Check a frozen encoder too, and that other flags than the run's are rejected; files it started from may go."""
     monkeypatch.setitem(BACKBONES, "resnet18", NarrowResNet if "mmtm" in run else SmallEncoder)
     monkeypatch.setitem(BACKBONES, "resnet34", SmallEncoder)
@@ -111,7 +97,7 @@ def test_interrupted_in_an_epoch_resumed_to_the_bit_and_evaluated(flags, tmp_pat
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted by SIGTERM; run the same command to resume"
     saved = load_checkpoint(tmp_path / "parts" / "last.pth")
     assert saved["epoch"] == 1 and [row["epoch"] for row in saved["log"]] == [0, 1]
-    error = rejected(capsys, *flags, "--ckpt_path", tmp_path / "parts")
+    error = rejected(main_dgl, *flags, "--ckpt_path", tmp_path / "parts")
     assert any(f"error: {word} " in error for word in [*own, "--modality"] if word.startswith("--")), error
     run_here(main_dgl, *command, "--ckpt_path", tmp_path / "parts")
     assert "resuming in epoch 2" in capsys.readouterr().out
@@ -182,10 +168,10 @@ def test_every_method_is_checked_with_mmtm():
 
 @pytest.mark.parametrize(("flags_of_method", "message"), REJECTED, ids=[flags for flags, _ in REJECTED])
 def test_wrong_combinations_are_rejected_before_anything_is_decoded(
-    flags, tmp_path, capsys, monkeypatch, flags_of_method, message
+    flags, tmp_path, rejected, monkeypatch, flags_of_method, message
 ):
     monkeypatch.setattr(main_dgl, "load_data", lambda *_: pytest.fail("clips were read"))
-    error = rejected(capsys, *flags, "--ckpt_path", tmp_path, "--method", *flags_of_method.split())
+    error = rejected(main_dgl, *flags, "--ckpt_path", tmp_path, "--method", *flags_of_method.split())
     assert re.search(message, error), error
 
 
@@ -195,33 +181,33 @@ def test_zeros_are_accepted_where_they_have_an_effect(method):
     assert [main_dgl.parse_args([*flags, *zeros]).alone for zeros in ([], ["--alone", "zeros"])] == ["own", "zeros"]
 
 
-def test_without_a_compiler_a_line_reports_it(flags, tmp_path, capsys, monkeypatch):
+def test_without_a_compiler_a_line_reports_it(flags, tmp_path, rejected, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda _: lambda _: (_ for _ in ()).throw(RuntimeError("no C++ compiler")))
-    error = rejected(capsys, *flags, "--compile", "--ckpt_path", tmp_path)
+    error = rejected(main_dgl, *flags, "--compile", "--ckpt_path", tmp_path)
     assert "--compile: does not run here (no C++ compiler); leave it out" in error
 
 
-def test_teachers_that_do_not_fit_are_rejected(flags, tmp_path, capsys):
+def test_teachers_that_do_not_fit_are_rejected(flags, tmp_path, rejected):
     command = [*flags, "--method", "umt", "--ckpt_path", tmp_path / "run"]
     swapped = [word.replace("audio.pth", "visual.pth") for word in teachers(tmp_path)]
-    assert "--umt_audio" in rejected(capsys, *command, *swapped)
+    assert "--umt_audio" in rejected(main_dgl, *command, *swapped)
     for changes, message in (
         ({"dataset": "AVE"}, "trained on AVE, not CREMAD"),
         ({"n_classes": 7}, "do not fit"),
         ({"classes": ["A"]}, "other classes"),
     ):
-        assert re.search(f"--umt_audio.*{message}", rejected(capsys, *command, *teachers(tmp_path, **changes)))
+        assert re.search(f"--umt_audio.*{message}", rejected(main_dgl, *command, *teachers(tmp_path, **changes)))
     (tmp_path / "other").mkdir()
     good, other = teachers(tmp_path), teachers(tmp_path / "other", seed=5)
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     run_here(main_dgl, *command, *good)
-    assert "other teachers" in rejected(capsys, *command, *other, "--resume", "--epochs", 4)
+    assert "other teachers" in rejected(main_dgl, *command, *other, "--resume", "--epochs", 4)
     shutil.copytree(tmp_path, tmp_path / "moved", ignore=shutil.ignore_patterns("run", "other", "moved"))
     moved = [word.replace(str(tmp_path), str(tmp_path / "moved")) for word in good]
     run_here(main_dgl, *command, *moved, "--resume", "--epochs", 4)
 
 
-def test_blending_weights_are_measured_in_three_runs(flags, tmp_path, capsys):
+def test_blending_weights_are_measured_in_three_runs(flags, tmp_path, rejected):
     held_out, found = [*flags, "--val_ratio", 0.3], {}
     for name in ("joint", "audio", "visual"):
         run_here(main_dgl, *held_out, "--method", name, "--ckpt_path", tmp_path / name)
@@ -235,9 +221,9 @@ def test_blending_weights_are_measured_in_three_runs(flags, tmp_path, capsys):
     row = rows_of(tmp_path / "blend")[-1]
     assert [row[f"gblend_{name}"] for name in found] == gblend.blended(found)
     assert load_checkpoint(tmp_path / "blend" / "last.pth")["method"]["weights"] == gblend.blended(found)
-    assert "--random_seed was 0" in rejected(capsys, *command, tmp_path / "other", "--random_seed", 1)
+    assert "--random_seed was 0" in rejected(main_dgl, *command, tmp_path / "other", "--random_seed", 1)
     twice = ["--gblend_runs", ",".join(folders[:2] * 2)]
-    assert "of audio, visual" in rejected(capsys, *command, tmp_path / "other", *twice)
+    assert "of audio, visual" in rejected(main_dgl, *command, tmp_path / "other", *twice)
 
 
 @pytest.mark.parametrize("name", REMEMBERING)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 
+import main_dgl
 from engine.build import build_model
 from engine.checkpoint import save
 from models.backbone import BACKBONES
@@ -20,7 +21,6 @@ from models.pretrained import load_initial_weights
 from tests.conftest import SMALL, data_flags, settings_of
 from tests.rules import small_model
 from tests.test_methods import NarrowResNet
-from tests.test_methods_runs import rejected
 
 
 def random_inputs(size=2, frames=1):
@@ -115,9 +115,11 @@ def test_weights_of_torchvision_give_its_features(name, tmp_path, capsys):
 
 
 @pytest.fixture
-def rejected_weights(few, tmp_path, capsys):
+def rejected_weights(few, tmp_path, rejected):
     """Return a function of flags from --weights on: the line with which main_dgl.py rejects them."""
-    return partial(rejected, capsys, "--train", *data_flags(few), *SMALL, "--ckpt_path", tmp_path / "run", "--weights")
+    return partial(
+        rejected, main_dgl, "--train", *data_flags(few), *SMALL, "--ckpt_path", tmp_path / "run", "--weights"
+    )
 
 
 def test_imagenet_weights_are_those_of_torchvisions_folder(tmp_path, monkeypatch, rejected_weights):

@@ -294,7 +294,7 @@ def test_an_error_a_crash_or_a_hang_concerns_its_clip_alone(tmp_path):
     assert failures["05"] == "not processed: KeyError: 'nobody'; look at this file, or leave it out"
     assert failures["07"] == failures["08"] == "hung: its decoder did not end within 4 s; download it again"
     assert failures["19"].startswith("crashed: its decoder ended with status 5")
-    assert not working_in(tmp_path), "what a hung worker has started goes on"
+    assert not working_in(tmp_path), "a process that a hung worker started is still running"
 
 
 def die(flag):

@@ -116,7 +116,7 @@ def fault(*_, **__):
 main_dgl.dgl_step = fault
 """
 BUSY = """
-ignore, begin = loader.ignore_signals, loader.Loader.__iter__
+ignore, begin = loader.ignore_signals, loader.DataLoader.__iter__
 def late(number):
     time.sleep(3)
     ignore(number)
@@ -125,8 +125,17 @@ def busy(self):
     open("{}", "w").close()
     sum(range(10**8))  # seconds in which Python calls no signal handler
     return iterator
-loader.ignore_signals, loader.Loader.__iter__ = late, busy
+loader.ignore_signals, loader.DataLoader.__iter__ = late, busy
 """
+LOST = """
+from multiprocessing import active_children, resource_sharer
+def lost(*_):
+    active_children()[0].kill()
+    raise ConnectionResetError("by a worker")
+resource_sharer._resource_sharer.get_connection = lost
+"""
+PATCHES = {"fault": FAULT, "SIGTERM to all, early": BUSY, "killed worker, handing over a batch": LOST}
+KILLED = "error: a data-loading worker was killed.*--num_workers.*\n"
 
 
 @pytest.mark.parametrize(
@@ -138,22 +147,23 @@ loader.ignore_signals, loader.Loader.__iter__ = late, busy
         ("SIGTERM", 143, "interrupted by SIGTERM.* to resume\n"),
         ("SIGTERM to all", 143, "interrupted by SIGTERM.* to resume\n"),  # as a terminal or a cluster sends it
         ("SIGTERM to all, early", 143, "interrupted by SIGTERM.* to resume\n"),  # before workers ignore it
-        ("killed worker", 2, "error: a data-loading worker was killed.*--num_workers.*\n"),
+        ("killed worker", 2, KILLED),
+        ("killed worker, handing over a batch", 2, KILLED),
     ],
 )
 def test_a_run_with_workers_ends_with_all_of_them(few, tmp_path, how, status, message):
     root, run = shutil.copytree(few, tmp_path / "few"), tmp_path / "run"
     command = training(root, run, *{"finished": ["--epochs", 2], "error": ["--cache_gb", 0]}.get(how, []))
     ready = run / "last.pth"
-    if how in ("fault", "SIGTERM to all, early"):
+    if how in PATCHES:
         ready = tmp_path / "begun"
-        code = FAULT if how == "fault" else BUSY.format(ready)
+        code = PATCHES[how].format(ready)
         code = f"import sys, time\nsys.path[0] = {str(ROOT)!r}\nimport main_dgl\nfrom dataset import loader\n{code}"
         (tmp_path / "patched.py").write_text(f"{code}\nfrom utils.errors import run\nrun(main_dgl.main)\n")
         command[0] = str(tmp_path / "patched.py")
     with open(tmp_path / "errors", "w") as errors:
         process = launcher.start(command, errors=errors)
-    if how != "fault":
+    if PATCHES.get(how, BUSY) == BUSY:
         wait_for(process, ready.exists)
     if how == "error":
         for wav in (root / "AudioWAV").iterdir():

@@ -1,6 +1,5 @@
 """Check --log_suppression: the values against the formulas written out, in runs, and the figure of them."""
 
-import json
 import shutil
 import signal
 
@@ -15,7 +14,7 @@ from engine.suppression import suppression
 from methods.base import encode_all
 from models.fusion_modules import ConcatFusion_AUXI
 from models.weights import load_checkpoint
-from tests.conftest import SMALL, data_flags, make_small, run_here
+from tests.conftest import SMALL, data_flags, make_small, rows_of, run_here
 from tests.rules import toy, toy_batch, toy_logits, toy_rule
 from tests.test_displays import assert_whole
 from tests.test_methods_runs import Steps
@@ -25,10 +24,6 @@ from utils.batches import to_device
 
 RUN = [*SMALL, "--epochs", 2, "--learning_rate", 0.01, "--num_workers", 0]
 VALUES = {f"suppression_{value}_{name}" for value in ("s", "ratio", "gradient") for name in ("audio", "visual")}
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_the_ratio_is_finite_where_probabilities_round_to_1():

@@ -14,7 +14,12 @@ from functools import cache
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # terminals and clusters end a job with these
 
-WORKER_KILLED = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"  # PyTorch's message
+WORKER_KILLED = (
+    "a data-loading worker was killed, probably because memory ran out; run the same command to resume, with fewer "
+    "--num_workers or a smaller --batch_size"
+)
+# PyTorch's messages
+KILLED = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"
 SHARED_MEMORY_FULL = r"(?s).*unable to (allocate|open|resize|write|mmap).*(shared memory|/torch_)"
 PROCESS_LOST = r"(?i)gloo|nccl|process group|connection (closed|reset|refused)|broken pipe"
 
@@ -137,11 +142,8 @@ def known_reason(fault):
     """Return the reason and the remedy for an error of PyTorch with a known external cause, or None."""
     if not isinstance(fault, RuntimeError):
         return None
-    if re.match(WORKER_KILLED, str(fault)):
-        return (
-            "a data-loading worker was killed, probably because memory ran out; run the same command to resume, with "
-            "fewer --num_workers or a smaller --batch_size"
-        )
+    if re.match(KILLED, str(fault)):
+        return WORKER_KILLED
     if re.match(SHARED_MEMORY_FULL, str(fault)):
         return "/dev/shm: no room for a batch; make it larger (docker run --shm-size=2g), or use fewer --num_workers"
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and re.search(PROCESS_LOST, str(fault)):

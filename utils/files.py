@@ -52,10 +52,10 @@ def write_text(path, text):
         file.write(text.encode(errors="surrogateescape"))
 
 
-def write_lists(files, overwrite):
+def write_files(files, overwrite):
     """Write {path: bytes}, each whole or not at all. Files that have this content already are left alone.
 
-    With `overwrite` all *.csv are removed before anything is replaced, so that no list names files of two versions.
+    If `overwrite` replaces a file, all lists (*.csv) are removed first, so that no list names files of two versions.
 
     Raises:
         InputError: a file has other content and `overwrite` is False, or it cannot be written.

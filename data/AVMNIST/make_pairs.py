@@ -32,7 +32,7 @@ from dataset.avmnist import AVMNIST
 from dataset.wav import wav_fault
 from utils.config import at_least, ratio
 from utils.errors import InputError, run
-from utils.files import write_lists
+from utils.files import write_files
 
 RECORDINGS, TEST_TAKES = 3000, 5
 SIDE = 28  # of an image, in pixels
@@ -211,7 +211,7 @@ def main():
     for split, clips in lists.items():
         rows = (f"{clip_id},{digit}\n" for clip_id, digit in clips.items())
         files[folder / f"{split}.csv"] = "".join(rows).encode()
-    write_lists(files, args.overwrite)  # the lists last, when all images exist
+    write_files(files, args.overwrite)  # the lists last, when all images exist
 
     for split, clips in lists.items():
         print(f"{folder / f'{split}.csv'}: {len(clips)} clips")

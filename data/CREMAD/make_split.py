@@ -16,7 +16,7 @@ from dataset.audio_visual import check_folder
 from dataset.cremad import CREMAD
 from utils.config import at_least, ratio
 from utils.errors import InputError, run
-from utils.files import write_lists
+from utils.files import write_files
 
 
 def parse_id(clip_id):
@@ -97,7 +97,7 @@ def main():
     test = split(clips, args.test_ratio, rng)
     lists = {args.split_path / "train.csv": clips.keys() - test, args.split_path / "test.csv": test}
     texts = {path: "".join(f"{each},{clips[each][1]}\n" for each in sorted(ids)) for path, ids in lists.items()}
-    write_lists({path: text.encode() for path, text in texts.items()}, args.overwrite)
+    write_files({path: text.encode() for path, text in texts.items()}, args.overwrite)
     for path, ids in lists.items():
         print(f"{path}: {len(ids)} clips")
     if len(wavs ^ folders):

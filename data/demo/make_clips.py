@@ -30,7 +30,7 @@ FLV = 2  # codec tag of Sorenson H.263 in FLV
 
 
 class Grade(NamedTuple):
-    """How hard clips are: strength of an emotion in voice and face, 0 to 1, and factors of noise and grain."""
+    """Define a difficulty: strength of an emotion in voice and face, 0 to 1, and factors of noise and grain."""
 
     root: str
     voice: float = 1.0
