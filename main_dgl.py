@@ -175,14 +175,15 @@ def main():
         with processes(device), run_folder(settings):
             if is_finished(settings):
                 check_data(settings, Data(settings).description)
-                print(f"{settings.ckpt_path}: finished; --overwrite starts again")
+                print(f"{settings.ckpt_path}: this run is finished; use --overwrite to train it again")
             else:
                 train(settings, device)
     else:
         path = os.path.join(settings.ckpt_path or folder_of(settings), "best.pth")
         if not os.path.exists(path):
             raise InputError(
-                f"{path}: no such file{looked_in(path)}; --train trains it, valid.py evaluates any checkpoint"
+                f"{path}: no such file{looked_in(path)}; add --train to train it, or evaluate another checkpoint "
+                "with valid.py"
             )
         from valid import validate  # here, because it loads scikit-learn: 85 MB that training does not need
 

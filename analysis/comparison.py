@@ -168,7 +168,7 @@ def find_reference(runs, name):
         InputError: the named method does not exist, did not run, or ran with several settings.
     """
     if name is not None and name not in METHODS:
-        raise InputError(f"--reference {name}: none of {' '.join(METHODS)}; name one of them")
+        raise InputError(f"--reference {name}: not one of {', '.join(METHODS)}; use one of them")
     wanted = name or REFERENCE
     keys = [key for key, entries in runs.items() if entries[0]["settings"]["method"] == wanted]
     keys = [key for key in keys if key[0] == METHODS[wanted].label] or keys  # prefer the settings of most runs
@@ -288,7 +288,9 @@ def notes(runs, differences, reference):
     """Return the notes below the table, as Markdown: common settings, meaning of differences, methods without one."""
     lines, majority = [], majority_values([entry["settings"] for entries in runs.values() for entry in entries])
     if majority:
-        lines.append(f"Rows that say nothing else: {', '.join(f'{name} {value}' for name, value in majority.items())}.")
+        lines.append(
+            f"Unless a row has another value: {', '.join(f'{name} {value}' for name, value in majority.items())}."
+        )
     if reference:
         lines.append(
             f"Differences from {label(*reference)} are in points, over the seeds that both methods have, with 95 % "
@@ -304,7 +306,9 @@ def notes(runs, differences, reference):
             "Best epochs were chosen on the test clips, as in the literature: new clips give lower accuracies."
         )
     if missing := [label(*key) for key, found in differences.items() if not found and key != reference]:
-        lines.append(f"Without predictions.csv, of other clips, or without a seed in common: {', '.join(missing)}.")
+        lines.append(
+            f"No difference (predictions.csv is missing, the clips differ, or no seed is shared): {', '.join(missing)}."
+        )
     return "".join(f"\n{line}\n" for line in lines)
 
 

@@ -83,7 +83,7 @@ def plan(out, methods, alphas, seeds, common=()):
     for name, flag in OF_METHODS.items():
         if name in typed and not any(each.method in flag.methods for each in runs.values()):
             raise InputError(
-                f"--{name}: of --method {' or '.join(flag.methods)}, none of which is planned; leave it out"
+                f"--{name}: a flag of --method {' or '.join(flag.methods)}, which is not compared; leave it out"
             )
     names = sorted({each.method for each in runs.values()} & HELD_OUT)
     if names and "val_ratio" in typed and not settings.val_ratio:

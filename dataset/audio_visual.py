@@ -112,5 +112,5 @@ def check_folder(path, flag, remedy="get and preprocess the dataset"):
         with os.scandir(path):
             pass
     except OSError as error:
-        remedy = "allow reading it" if isinstance(error, PermissionError) else remedy
+        remedy = "make it readable" if isinstance(error, PermissionError) else remedy
         raise InputError(f"{path}: {error.strerror}{looked_in(path)}; {remedy}, or change {flag}") from None

@@ -100,7 +100,7 @@ def list_frames(folder):
     except (FileNotFoundError, NotADirectoryError):
         return ()
     except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}; allow reading it, or take its clip off the list") from None
+        raise InputError(f"{folder}: {error.strerror}; make it readable, or take its clip off the list") from None
     return tuple(map(sys.intern, sorted(names)))  # nearly all clips share their frames' names
 
 

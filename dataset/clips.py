@@ -82,7 +82,7 @@ def load_image(path):
             content = np.frombuffer(file.read(), np.uint8)
         image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; allow reading it, or extract the clip's frames again") from None
+        raise InputError(f"{path}: {error.strerror}; make it readable, or extract the clip's frames again") from None
     except cv2.error:
         image = None
     if image is None:

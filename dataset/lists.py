@@ -32,7 +32,7 @@ def read_rows(path, form, delimiter=",", remedy="get or create it as the dataset
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such list{looked_in(path)}; {remedy}") from None
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; allow reading it, or give another folder of lists") from None
+        raise InputError(f"{path}: {error.strerror}; make it readable, or give another folder of lists") from None
     except (UnicodeDecodeError, csv.Error):
         raise InputError(f"{path}: not a readable UTF-8 list of {form!r} rows; get or create it again") from None
     if empty:

@@ -133,7 +133,7 @@ def load_model(path, typed):
     """
     saved = load_checkpoint(path)
     if saved["authors"] and "dataset" not in typed:
-        raise InputError(f"{path}: of the authors' format, which records no dataset; add --dataset NAME")
+        raise InputError(f"{path}: saved by the authors' code, which records no dataset; add --dataset NAME")
     settings = rebuild_settings(path, saved, typed)
     try:
         model, _ = build_model(settings)

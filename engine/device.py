@@ -64,7 +64,7 @@ def compile_when_run(modules, device):
         torch.compile(torch.nn.ReLU())(torch.ones(1, device=device))
     except Exception as error:  # a compiler can raise any exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise InputError(f"--compile: does not run here ({reason}); leave it out") from None
+        raise InputError(f"--compile: fails on this machine ({reason}); leave it out") from None
     for module in modules:
         module.compile()
 

@@ -151,7 +151,7 @@ def run_folder(settings):
         settings.ckpt_path = gather(settings.ckpt_path)[0]
         if not all(gather(os.path.isdir(settings.ckpt_path))):
             raise InputError(
-                f"{settings.ckpt_path}: not there on all machines; --ckpt_path must be on a disk that they share"
+                f"{settings.ckpt_path}: does not exist on all machines; choose a --ckpt_path on a disk that they share"
             )
         yield
 

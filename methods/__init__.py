@@ -156,7 +156,9 @@ def check_flags(settings, typed):
             raise InputError(f"--{name}: a flag of --method {' or '.join(flag.methods)}, not of {method}; leave it out")
         print(f"warning: --{name}: no effect with --method {method}", file=sys.stderr)
     if entry.own_fusion and settings.fusion_method != "concat":
-        raise InputError(f"--fusion_method {settings.fusion_method}: --method {method} has its own; leave it out")
+        raise InputError(
+            f"--fusion_method {settings.fusion_method}: --method {method} has its own fusion; leave it out"
+        )
     own_heads = entry.own_heads or any(getattr(settings, f"{name}_unimodal", 0) for name in ("inforeg", "relearn"))
     if settings.alone == "zeros" and (FUSION_MODULES[settings.fusion_method].zeros or own_heads):
         raise InputError(f"--alone zeros: no effect with --method {method} and {settings.fusion_method}; leave it out")
@@ -166,14 +168,16 @@ def check_flags(settings, typed):
         and (entry.own_fusion or settings.fusion_method not in SUMS)
     ):
         flag = f"--method {method}" if entry.own_fusion else f"--fusion_method {settings.fusion_method}"
-        raise InputError(f"--log_suppression: not with {flag}, only with {' and '.join(SUMS)} fusion; leave it out")
+        raise InputError(f"--log_suppression: needs {' or '.join(SUMS)} fusion, not {flag}; leave it out")
     for need in entry.needs if settings.train or settings.gradient_report else ():
         if not any(getattr(settings, name) for name in need.split(" or ")):
             raise InputError(f"--method {method}: needs --{need.replace(' or ', ' or --')}; add it")
     if settings.freeze and method == "relearn":
         raise InputError(f"--freeze {settings.freeze}: --method relearn changes all encoders; leave it out")
     if settings.freeze in ENCODERS and settings.modality not in ("full", settings.freeze):
-        raise InputError(f"--freeze {settings.freeze}: --method {method} has no such encoder; leave it out")
+        raise InputError(
+            f"--freeze {settings.freeze}: --method {method} has no {settings.freeze} encoder; leave it out"
+        )
     if settings.fusion_method == "mmtm" and method == "umt":
         raise InputError(
             "--fusion_method mmtm: --method umt needs features of whole encoders; use concat or another fusion"

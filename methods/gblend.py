@@ -24,7 +24,7 @@ class GBlend(JointUni):
         self.runs = ("joint", *model.modalities)
         self.weights = settings.gblend_weights or self.weights
         if len(self.weights) != len(self.runs):
-            raise InputError(f"--gblend_weights: give {len(self.runs)} numbers, for {', '.join(self.runs)}")
+            raise InputError(f"--gblend_weights: needs {len(self.runs)} numbers, one each for {', '.join(self.runs)}")
 
     def prepare(self, model):
         if self.settings.gblend_runs and self.settings.gblend_weights:

@@ -45,11 +45,11 @@ class AVClassifier(nn.Module):
     ):
         super().__init__()
         if modality not in MODALITIES:
-            raise ValueError(f"modality {modality!r} is none of {', '.join(MODALITIES)}")
+            raise ValueError(f"modality {modality!r} is not one of {', '.join(MODALITIES)}")
         if fusion_method not in FUSION_MODULES:
-            raise ValueError(f"fusion_method {fusion_method!r} is none of {', '.join(FUSION_MODULES)}")
+            raise ValueError(f"fusion_method {fusion_method!r} is not one of {', '.join(FUSION_MODULES)}")
         if backbone not in BACKBONES:
-            raise ValueError(f"backbone {backbone!r} is none of {', '.join(BACKBONES)}")
+            raise ValueError(f"backbone {backbone!r} is not one of {', '.join(BACKBONES)}")
         self.modality, self.n_classes, self.inputs = modality, n_classes, inputs or CHANNELS
         self.modalities = tuple(self.inputs) if modality == "full" else (modality,)
         self.branches = ("fused", *self.modalities)
@@ -61,7 +61,7 @@ class AVClassifier(nn.Module):
         fusion = FUSION_MODULES[fusion_method] if modality == "full" else LinearClassifier
         self.takes_maps = fusion.takes_maps
         if self.takes_maps and not issubclass(BACKBONES[backbone], Encoder):
-            raise ValueError(f"takes ResNets, which backbone {backbone} is not")
+            raise ValueError(f"needs a ResNet, not backbone {backbone}")
         stages = [{name: encoders[name].cut() for name in self.modalities}] if self.takes_maps else []
         self.fusion_module = fusion(n_classes, self.dim, self.modalities, *stages)
         if alone == "zeros":

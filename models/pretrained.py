@@ -36,7 +36,7 @@ def load_initial_weights(model, weights, backbone):
             parts = dict.fromkeys(model.modalities, network)
         loaded = [name for name, part in parts.items() if part]
         if not loaded:
-            raise InputError(f"--weights {source}: has no encoder that this model has; use another file")
+            raise InputError(f"--weights {source}: has weights of no encoder of this model; use another file")
         for name in loaded:
             load_into(network_of(model, name), parts[name], source, backbone)
         print(f"--weights {source}: loaded into the {' and '.join(loaded)} encoder")
@@ -98,7 +98,7 @@ def tensors_in(path):
         raise InputError(f"--weights {error}") from None
     found = found.get("model", found) if isinstance(found, dict) else found
     if not is_state_dict(found):
-        raise InputError(f"--weights {path}: no weights by name in it; use a checkpoint or a state dict")
+        raise InputError(f"--weights {path}: contains no named weights; use a checkpoint or a state dict")
     return without_prefix(found)
 
 
@@ -124,8 +124,8 @@ def load_into(own, weights, source, backbone):
         shapes = [tuple(part[name].shape) if name in part else "none" for part in (weights, own)]
         if shapes[0] != shapes[1]:
             raise InputError(
-                f"--weights {source}: does not fit --backbone {backbone}: {name} is {shapes[0]} there, {shapes[1]} "
-                "here; use other weights or another backbone"
+                f"--weights {source}: does not fit --backbone {backbone}: {name} has shape {shapes[0]} "
+                f"in the file and {shapes[1]} in the model; use other weights or another backbone"
             )
     for name, tensor in own.items():
         tensor.copy_(weights[name])

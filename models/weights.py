@@ -70,7 +70,7 @@ def read(path):
             f"{path}: no such file{looked_in(path)}; use a checkpoint that main_dgl.py --train has written"
         ) from None
     except PermissionError as error:
-        raise InputError(f"{path}: {error.strerror}; allow reading it, or give another checkpoint") from None
+        raise InputError(f"{path}: {error.strerror}; make it readable, or give another checkpoint") from None
     except pickle.UnpicklingError:
         reason = "no checkpoint, or one that would run code; only weights and plain settings are loaded"
         raise InputError(f"{path}: {reason}; use best.pth of a run") from None

@@ -165,7 +165,7 @@ def test_errors_are_found_before_any_run_starts(few, tmp_path, rejected, monkeyp
     (held / "last.pth").touch()
     (held / "run.json").write_text(json.dumps({"settings": vars(settings_of("--batch_size", 7, *data_flags(few)))}))
     for flags, words in (
-        (["--agm_alpha", 2], "--agm_alpha: of --method agm, none of which is planned"),
+        (["--agm_alpha", 2], "--agm_alpha: a flag of --method agm, which is not compared"),
         (["--lr", 2], "did you mean"),
         (data_flags(few), f"--batch_size 64: the run in {held} has 7"),
     ):
@@ -195,7 +195,9 @@ def test_runs_below_a_folder_are_distinguished_by_settings(tmp_path, output_of):
         ["| DGL, dataset AVE, val_ratio None", "4", "1"],
         ["| DGL, learning_rate 0.5", "4", "1"],
     ]
-    assert "Rows that say nothing else: dataset CREMAD, learning_rate 0.001, ogm_alpha 0.1, val_ratio 0.2." in output
+    assert (
+        "Unless a row has another value: dataset CREMAD, learning_rate 0.001, ogm_alpha 0.1, val_ratio 0.2." in output
+    )
     assert "cremad/dgl-0, cremad/dgl-1, cremad/dgl-2 | " in (tmp_path / "comparison.md").read_text()
     rows = [row for row in table_of(tmp_path).values() if row["epoch"] == "best"]
     for row, own in zip(rows, [found[:1], found[1:2], found[2:5], [], found[5:]], strict=True):
@@ -260,7 +262,7 @@ def test_a_reference_is_found_by_its_method_or_rejected(tmp_path, output_of, rej
     output = output_of(comparison, tmp_path, "--reference", "joint")
     assert "minus joint, dataset CREMAD" in output and "| DGL, dataset CREMAD | 4 | 2 | best | " in output
     write_run(tmp_path / "alpha1", rng, dataset="AVE", alpha=1.0)
-    for name, words in {"dgl2": "none of", "agm": "no finished run", "dgl": "several"}.items():
+    for name, words in {"dgl2": "not one of", "agm": "no finished run", "dgl": "several"}.items():
         error = rejected(comparison, tmp_path, "--reference", name)
         assert f"--reference {name}" in error and words in error
 

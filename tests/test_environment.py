@@ -172,5 +172,5 @@ def test_the_reason_is_the_operating_systems(tmp_path, monkeypatch):
 
     monkeypatch.setattr("builtins.open", denied)
     for act in (lambda: load_checkpoint(tmp_path / "best.pth"), lambda: read_split(tmp_path / "train.csv", ("ANG",))):
-        with pytest.raises(InputError, match=r": Permission denied; allow reading it"):
+        with pytest.raises(InputError, match=r": Permission denied; make it readable"):
             act()

@@ -123,7 +123,7 @@ def test_other_settings_and_data_start_other_runs_and_the_same_resume(
     assert first["settings"].keys() <= TRAINING.keys()
 
     before = contents(base)
-    assert "finished; --overwrite" in train() and (base / "last.pth").read_bytes() == before["last.pth"]
+    assert "finished; use --overwrite" in train() and (base / "last.pth").read_bytes() == before["last.pth"]
     train("--alpha", 0.5)
     mine = shutil.copytree(few, tmp_path / "mine", symlinks=True)
     train("--split_path", mine)
@@ -138,7 +138,7 @@ def test_other_settings_and_data_start_other_runs_and_the_same_resume(
     assert f"{half.relative_to(tmp_path)}/best.pth, epoch 0" in capsys.readouterr().out
     shutil.rmtree(half)
     error = rejected(main_dgl, *flags, "--alpha", 0.5)
-    assert f"{half.relative_to(tmp_path)}/best.pth" in error and "--train trains" in error and str(tmp_path) in error
+    assert f"{half.relative_to(tmp_path)}/best.pth" in error and "add --train" in error and str(tmp_path) in error
 
     assert "resuming in epoch 1" in train("--epochs", 2)
     found = record(base)

@@ -77,7 +77,7 @@ def test_blending_weights(overfitting, gain, weights):
 def test_blending_weights_are_one_for_each_loss():
     _, method = toy("gblend", "--gblend_weights", "0.4,0.3,0.2,0.1")
     assert method.runs == ("joint", "a", "v", "t")
-    with pytest.raises(InputError, match="give 4 numbers, for joint, a, v, t"):
+    with pytest.raises(InputError, match="needs 4 numbers, one each for joint, a, v, t"):
         toy("gblend", "--gblend_weights", "0.4,0.3,0.3")
 
 

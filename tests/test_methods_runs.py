@@ -145,17 +145,17 @@ REJECTED = [
     ("umt --umt_audio nowhere.pth", "--method umt: needs --umt_visual"),
     ("umt --umt_audio nowhere.pth --umt_visual nowhere.pth", "nowhere.pth: no such file"),
     ("umt --umt_audio a --umt_visual v --fusion_method mmtm", "_method mmtm: --method umt .*use concat or another"),
-    ("mla --fusion_method gated", "--fusion_method gated: --method mla has its own; leave it out"),
-    ("mla --fusion_method mmtm", "--fusion_method mmtm: --method mla has its own; leave it out"),
-    ("lfm --fusion_method sum", "--fusion_method sum: --method lfm has its own; leave it out"),
-    ("lfm --fusion_method mmtm", "--fusion_method mmtm: --method lfm has its own; leave it out"),
+    ("mla --fusion_method gated", "--fusion_method gated: --method mla has its own fusion; leave it out"),
+    ("mla --fusion_method mmtm", "--fusion_method mmtm: --method mla has its own fusion; leave it out"),
+    ("lfm --fusion_method sum", "--fusion_method sum: --method lfm has its own fusion; leave it out"),
+    ("lfm --fusion_method mmtm", "--fusion_method mmtm: --method lfm has its own fusion; leave it out"),
     ("gblend", "--method gblend: needs --gblend_runs or --gblend_weights"),
     ("gblend --gblend_weights 0.2,0.5", "--gblend_weights: give 3 numbers"),
     ("gblend --gblend_weights 1,1,1 --gblend_runs a,b,c", "--gblend_weights: --gblend_runs sets the weights too"),
     ("gblend --gblend_runs a,b,c", "--gblend_runs a: no finished run"),
     ("joint --agm_alpha 2", "--agm_alpha: a flag of --method agm"),
     ("agm --agm_mask none", "--agm_mask.*'shared', 'passes'"),
-    ("visual --freeze audio", "--freeze audio: --method visual has no such encoder"),
+    ("visual --freeze audio", "--freeze audio: --method visual has no audio encoder"),
     ("dgl --fusion_method bilinear --backbone resnet50", "34 GB"),
     *((f"{flags} --alone zeros", "--alone zeros: no effect with --method .*; leave it out") for flags in WITHOUT_ZEROS),
 ]
@@ -184,7 +184,7 @@ def test_zeros_are_accepted_where_they_have_an_effect(method):
 def test_without_a_compiler_a_line_reports_it(flags, tmp_path, rejected, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda _: lambda _: (_ for _ in ()).throw(RuntimeError("no C++ compiler")))
     error = rejected(main_dgl, *flags, "--compile", "--ckpt_path", tmp_path)
-    assert "--compile: does not run here (no C++ compiler); leave it out" in error
+    assert "--compile: fails on this machine (no C++ compiler); leave it out" in error
 
 
 def test_teachers_that_do_not_fit_are_rejected(flags, tmp_path, rejected):

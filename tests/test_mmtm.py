@@ -127,7 +127,7 @@ def test_running_statistics_are_those_of_fused_passes(way):
 
 def test_other_encoders_and_numbers_of_modalities_are_rejected(monkeypatch):
     monkeypatch.setitem(BACKBONES, "resnet18", SmallEncoder)
-    with pytest.raises(InputError, match="_method mmtm: takes ResNets, which backbone resnet18 is not; use concat"):
+    with pytest.raises(InputError, match="_method mmtm: needs a ResNet, not backbone resnet18; use concat"):
         build_model(settings_of("--fusion_method", "mmtm"))
     with pytest.raises(ValueError, match="takes 2 modalities, not 3"):
         MMTMFusion_AUXI(CLASSES, 512, "avt", {})

@@ -79,7 +79,7 @@ def test_one_modality_has_one_whole_encoder(fusion, modality):
 
 @pytest.mark.parametrize("arguments", [{"fusion_method": "mean"}, {"modality": "smell"}, {"backbone": "resnet19"}])
 def test_unknown_choice_is_a_value_error(arguments):
-    with pytest.raises(ValueError, match="is none of"):
+    with pytest.raises(ValueError, match="is not one of"):
         AVClassifier(4, **arguments)
 
 
@@ -151,12 +151,16 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path, rejected_weights):
     path.write_bytes(pickle.dumps(print))
     assert "run code" in rejected_weights(path)
     for tensors, flags, message in (
-        ({"epoch": 3}, [], "no weights by name"),
-        ({f"audio_net.{name}": x for name, x in network.items()}, ["--method", "visual"], "no encoder that this model"),
+        ({"epoch": 3}, [], "contains no named weights"),
+        (
+            {f"audio_net.{name}": x for name, x in network.items()},
+            ["--method", "visual"],
+            "weights of no encoder of this model",
+        ),
         (
             published("resnet34").state_dict(),
             [],
-            "does not fit --backbone resnet18: layer1.2.conv1.weight is (64, 64, 3, 3) there, none here",
+            "layer1.2.conv1.weight has shape (64, 64, 3, 3) in the file and none in the model",
         ),
     ):
         torch.save(tensors, path)

@@ -291,7 +291,7 @@ def test_an_error_a_crash_or_a_hang_concerns_its_clip_alone(tmp_path):
     assert results == {"done": 14} and list(failures) == ["03", "04", "05", "07", "08", "19"]
     assert failures["03"].startswith("crashed: its decoder ended by signal 9, Killed")
     assert failures["04"].startswith("crashed: its decoder ended by signal 11, Segmentation fault")
-    assert failures["05"] == "not processed: KeyError: 'nobody'; look at this file, or leave it out"
+    assert failures["05"] == "not processed: KeyError: 'nobody'; check this file, or leave it out"
     assert failures["07"] == failures["08"] == "hung: its decoder did not end within 4 s; download it again"
     assert failures["19"].startswith("crashed: its decoder ended with status 5")
     assert not working_in(tmp_path), "a process that a hung worker started is still running"

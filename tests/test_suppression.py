@@ -136,9 +136,9 @@ def test_a_resumed_run_is_the_same_run(runs, few, tmp_path, small):
 
 def test_other_fusions_are_rejected(rejected):
     for flags, message in (
-        (["--fusion_method", "gated"], "not with --fusion_method gated, only with concat and sum fusion"),
-        (["--method", "mla"], "not with --method mla, only with"),
-        (["--method", "lfm"], "not with --method lfm, only with"),
+        (["--fusion_method", "gated"], "needs concat or sum fusion, not --fusion_method gated"),
+        (["--method", "mla"], "needs concat or sum fusion, not --method mla"),
+        (["--method", "lfm"], "needs concat or sum fusion, not --method lfm"),
     ):
         assert message in rejected(main_dgl, "--train", "--log_suppression", *flags)
 

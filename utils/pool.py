@@ -124,7 +124,7 @@ def attempt(function, arguments):
     except OSError as error:
         return ClipError(error.strerror or str(error))
     except Exception as error:  # a decoder can raise any exception on a damaged file
-        return ClipError(f"not processed: {type(error).__name__}: {error}; look at this file, or leave it out")
+        return ClipError(f"not processed: {type(error).__name__}: {error}; check this file, or leave it out")
 
 
 def exit_reason(exitcode):
