@@ -42,7 +42,7 @@ from engine.settings import complete, training_parser
 from main_dgl import dgl_step, train_epoch
 from utils.batches import IMAGENET_MEAN, IMAGENET_STD, to_device
 from utils.config import at_least, parse_settings
-from utils.errors import OneLineParser, run
+from utils.errors import OneLineParser, run_script
 from utils.pool import process_clips
 
 PARTS = ("reader", "step", "epoch", "preprocessing")
@@ -310,4 +310,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -27,8 +27,8 @@ from engine.settings import parse_training
 from engine.suppression import measure_suppression
 from methods import METHODS
 from methods.base import Method, score
-from utils.errors import InputError, run
-from utils.files import looked_in
+from utils.errors import InputError, run_script
+from utils.files import folder_hint
 from utils.processes import first_process
 
 
@@ -182,7 +182,7 @@ def main():
         path = os.path.join(settings.ckpt_path or folder_of(settings), "best.pth")
         if not os.path.exists(path):
             raise InputError(
-                f"{path}: no such file{looked_in(path)}; add --train to train it, or evaluate another checkpoint "
+                f"{path}: no such file{folder_hint(path)}; add --train to train it, or evaluate another checkpoint "
                 "with valid.py"
             )
         from valid import validate  # here, because it loads scikit-learn: 85 MB that training does not need
@@ -191,4 +191,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -26,7 +26,7 @@ from engine.evaluation import are_finite, class_names, predict
 from engine.figures import confusion_figures, save_figure
 from engine.settings import find_checkpoints, run_label, validation_parser
 from utils.config import parse
-from utils.errors import InputError, run
+from utils.errors import InputError, run_script
 from utils.files import write_json
 
 TOP_CLASSES, BAR = 5, 40  # number of classes printed for a video; length of the bar for probability 1, in characters
@@ -168,4 +168,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

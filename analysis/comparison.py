@@ -24,7 +24,7 @@ from engine.folder import RECORD, read_record
 from engine.settings import label
 from methods import METHODS, describe, resolve
 from utils.config import DEFAULTS, changes_results, format_value
-from utils.errors import InputError, OneLineParser, run
+from utils.errors import InputError, OneLineParser, run_script
 from utils.files import write_csv, write_text
 
 # Settings that `distinctions` ignores: the columns of the table, the weights that G-Blending computes, and settings
@@ -497,4 +497,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

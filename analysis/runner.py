@@ -27,8 +27,8 @@ from dataset import DATASETS
 from engine import folder
 from engine.settings import parse_training, training_parser
 from methods import METHODS, VARIANTS
-from utils.config import OF_METHODS, at_least, parse
-from utils.errors import InputError, Interrupted, OneLineParser, run
+from utils.config import METHOD_FLAGS, at_least, parse
+from utils.errors import InputError, Interrupted, OneLineParser, run_script
 from utils.pool import cores
 
 UNIMODAL = [name for name, entry in METHODS.items() if entry.modality != "full"]
@@ -80,7 +80,7 @@ def plan(out, methods, alphas, seeds, common=()):
             for method in GROUPS.get(word, [word]):
                 if word not in GROUPS or METHODS[method].modality in ("full", *modalities):
                     add_runs(runs, out, method, alphas, seed, common, modalities)
-    for name, flag in OF_METHODS.items():
+    for name, flag in METHOD_FLAGS.items():
         if name in typed and not any(each.method in flag.methods for each in runs.values()):
             raise InputError(
                 f"--{name}: a flag of --method {' or '.join(flag.methods)}, which is not compared; leave it out"
@@ -96,7 +96,7 @@ def plan(out, methods, alphas, seeds, common=()):
 def flags_for(common, *methods):
     """Return the flags in `common` without those that belong only to other methods than `methods`."""
     others = OneLineParser(add_help=False)
-    for name, flag in OF_METHODS.items():
+    for name, flag in METHOD_FLAGS.items():
         if not set(methods) & set(flag.methods):
             others.add_argument(f"--{name}", **({"action": "store_true"} if flag.type is bool else {}))
     return others.parse_known_args(common)[1]
@@ -292,4 +292,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -19,7 +19,7 @@ from engine.folder import RECORD, read_record
 from engine.settings import label as name_of
 from engine.suppression import PREFIX
 from methods import METHODS, describe, resolve
-from utils.errors import InputError, OneLineParser, run
+from utils.errors import InputError, OneLineParser, run_script
 
 PANELS = {
     "s": "s: factor by which the others change the gradient",
@@ -128,4 +128,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -13,7 +13,7 @@ from data.media import extract_audio, extract_frames
 from dataset import DATASETS
 from utils.config import at_least
 from utils.errors import InputError, OneLineParser
-from utils.files import exclusive, remove, write_csv
+from utils.files import lock_folder, remove, write_csv
 from utils.pool import ClipError, each_clip
 
 UNFINISHED = ".partial"  # folder of unfinished outputs, in the folder of the outputs
@@ -112,7 +112,7 @@ def extract_all(source, kind, videos, missing, args):
         settings = {"per_second": args.fps, "min_frames": args.min_frames, "keep_damaged": args.keep_damaged}
         function = partial(extract_frames, **settings)
     unfinished, flag = target / UNFINISHED, "--target" if hasattr(args, "target") else "--root"
-    with exclusive(target, flag):
+    with lock_folder(target, flag):
         try:
             remove(unfinished)  # of a run that was killed
             unfinished.mkdir()

@@ -19,7 +19,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from data.containers import find_fault
-from utils.files import is_pointer, remove, written_whole
+from utils.files import is_pointer, move_when_complete, remove
 from utils.pool import ClipError
 
 AUDIO_RATE = 16000  # Hz
@@ -64,7 +64,7 @@ def extract_frames(video, folder, unfinished, per_second=1, min_frames=1, keep_d
     Raises:
         ClipError: a Git LFS pointer, a video that is truncated, damaged or cannot be decoded, or too few frames.
     """
-    with opened(video, keep_damaged) as media, written_whole(Path(folder), unfinished) as new:
+    with opened(video, keep_damaged) as media, move_when_complete(Path(folder), unfinished) as new:
         save_frames(media, best_video(media.container), per_second, new)
         reason = media.check()
         count = len(os.listdir(new))
@@ -83,7 +83,7 @@ def extract_audio(video, wav, unfinished, keep_damaged=False):
         SilentClip: no audio track, or one without a sample.
         ClipError: a Git LFS pointer, or audio that is truncated, damaged or cannot be decoded.
     """
-    with opened(video, keep_damaged) as media, written_whole(Path(wav), unfinished) as new:
+    with opened(video, keep_damaged) as media, move_when_complete(Path(wav), unfinished) as new:
         stream = best_audio(media.container)
         samples = decode_audio(media, stream)
         reason = media.check()

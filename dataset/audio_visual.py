@@ -6,7 +6,7 @@ from dataset.base import Clip, Source, list_frames
 from dataset.clips import ClipDataset
 from dataset.lists import read_split
 from utils.errors import InputError
-from utils.files import looked_in
+from utils.files import folder_hint
 
 
 class AudioVisual(Source):
@@ -113,4 +113,4 @@ def check_folder(path, flag, remedy="get and preprocess the dataset"):
             pass
     except OSError as error:
         remedy = "make it readable" if isinstance(error, PermissionError) else remedy
-        raise InputError(f"{path}: {error.strerror}{looked_in(path)}; {remedy}, or change {flag}") from None
+        raise InputError(f"{path}: {error.strerror}{folder_hint(path)}; {remedy}, or change {flag}") from None

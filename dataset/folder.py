@@ -9,7 +9,7 @@ from dataset.audio_visual import AudioVisual
 from dataset.base import AudioSettings, hold_out
 from dataset.raw import list_classes, list_videos
 from utils.errors import InputError, warn_once
-from utils.files import looked_in
+from utils.files import folder_hint
 
 
 class Folder(AudioVisual):
@@ -106,7 +106,7 @@ def list_class_videos(root):
                 found.append((video.relative_to(root).as_posix(), folder.name, video))
     except OSError as error:
         raise InputError(
-            f"{root}: {error.strerror}{looked_in(root)}; put your videos into {root}/<class>/, or change --root"
+            f"{root}: {error.strerror}{folder_hint(root)}; put your videos into {root}/<class>/, or change --root"
         ) from None
     if not found:
         raise InputError(f"{root}: no video in a folder {root}/<class>/; put your videos there, or change --root")

@@ -3,7 +3,7 @@
 import csv
 
 from utils.errors import InputError, warn_once
-from utils.files import looked_in
+from utils.files import folder_hint
 
 
 def read_rows(path, form, delimiter=",", remedy="get or create it as the dataset's readme says"):
@@ -30,7 +30,7 @@ def read_rows(path, form, delimiter=",", remedy="get or create it as the dataset
                     raise InputError(f"{where}: {delimiter.join(row)!r} is not {form!r}; fix the line")
                 yield where, [cell.strip() for cell in row]
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no such list{looked_in(path)}; {remedy}") from None
+        raise InputError(f"{path}: no such list{folder_hint(path)}; {remedy}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; make it readable, or give another folder of lists") from None
     except (UnicodeDecodeError, csv.Error):

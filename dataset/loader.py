@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from dataset import build_dataset
 from utils.errors import SIGNALS, WORKER_KILLED, InputError, delay_signals, warn_once
-from utils.pool import cores, why_no_processes
+from utils.pool import cores, process_fault
 from utils.processes import first_process, rank, size
 from utils.seeds import derived_seed
 
@@ -104,7 +104,7 @@ def usable_workers(workers, batch_bytes):
     """
     if workers == 0:
         return 0
-    if reason := why_no_processes():
+    if reason := process_fault():
         warn_once(f"{reason}; loading data without workers")
         return 0
     try:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from dataset.base import Source, hold_out
 from utils.errors import InputError
-from utils.files import looked_in
+from utils.files import folder_hint
 
 FILES = {"audio": "audio", "visual": "video", "text": "text"}  # modality: name in the files' names
 
@@ -129,7 +129,7 @@ def read_file(path, width):
                 rows.append(row)
     except OSError as error:
         raise InputError(
-            f"{path}: {error.strerror}{looked_in(path)}; get it as data/MOSI/README.md says, or change --root"
+            f"{path}: {error.strerror}{folder_hint(path)}; get it as data/MOSI/README.md says, or change --root"
         ) from None
     except (UnicodeDecodeError, csv.Error):
         raise InputError(f"{path}: not a CSV file of numbers; download it again") from None

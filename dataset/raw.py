@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files import looked_in
+from utils.files import folder_hint
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv", ".mpg", ".mpeg", ".m4v", ".3gp")
 
@@ -21,7 +21,7 @@ def list_videos(folder, flag):
     except OSError as error:
         path = error.filename or folder
         raise InputError(
-            f"{path}: {error.strerror}{looked_in(path)}; put the dataset's videos there, or change {flag}"
+            f"{path}: {error.strerror}{folder_hint(path)}; put the dataset's videos there, or change {flag}"
         ) from None
     return [path for path in paths if is_video(path)]
 

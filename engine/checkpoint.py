@@ -13,9 +13,9 @@ from engine.folder import LAST
 from engine.settings import check_dataset_flags, complete, training_parser, validation_parser
 from methods import resolve
 from models.weights import first_line, load_checkpoint
-from utils.config import OF_METHODS, PATHS, differing, parse_settings
+from utils.config import METHOD_FLAGS, PATHS, differing, parse_settings
 from utils.errors import InputError, Interrupted
-from utils.files import replacing
+from utils.files import replace_file
 from utils.processes import first_process, rank, wait_for_all
 from utils.seeds import derived_seed
 
@@ -24,7 +24,7 @@ BEST = "best.pth"
 # Settings that are read from a checkpoint. It may come from a stranger, so paths of files to write are not among them.
 DATA_SETTINGS = {"dataset", "root", *PATHS, "fps", "num_frame", "image_size", "batch_size", "val_ratio", "random_seed"}
 DATA_SETTINGS |= {"test_share", "audio_seconds"}
-MODEL_SETTINGS = {"method", "modality", "modulation", "no_mgt", "no_ugt", *OF_METHODS}
+MODEL_SETTINGS = {"method", "modality", "modulation", "no_mgt", "no_ugt", *METHOD_FLAGS}
 MODEL_SETTINGS |= {"fusion_method", "backbone", "alone", "deterministic"}
 
 
@@ -35,7 +35,7 @@ def save(path, model, settings, **state):
         InputError: the file cannot be written; an older checkpoint at `path` stays unchanged.
     """
     try:
-        with replacing(path) as file:
+        with replace_file(path) as file:
             torch.save({"model": model.state_dict(), "settings": settings, **state}, file)
     except RuntimeError as error:  # torch's writer raises it on an error of the system or a signal
         if isinstance(error.__context__, Interrupted):

@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from engine.checkpoint import best_of
 from engine.evaluation import predicted_branches
 from engine.meter import branches_of, loss_name
-from utils.files import replacing
+from utils.files import replace_file
 
 MAX_COUNTED = 12  # with up to this many classes, every cell shows its number of clips
 MAX_NAMED = 50  # with up to this many classes, the axes name every class, otherwise every k-th one
@@ -119,6 +119,6 @@ def curves_figure(log, title=""):
 
 
 def save_figure(figure, path):
-    """Write a figure to `path` as PNG, completely or not at all, as `replacing` does."""
-    with replacing(path) as file:
+    """Write a figure to `path` as PNG, completely or not at all, as `replace_file` does."""
+    with replace_file(path) as file:
         figure.savefig(file, format="png", dpi=100)

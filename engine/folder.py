@@ -15,7 +15,7 @@ from methods import METHODS
 from models.weights import load_checkpoint
 from utils.config import DEFAULTS, NAMED, PATHS, changes_results, differing, format_value
 from utils.errors import InputError
-from utils.files import exclusive, write_json
+from utils.files import lock_folder, write_json
 from utils.processes import first_process, gather, rank
 
 RECORD, LAST, RESULT = "run.json", "last.pth", "result.json"
@@ -146,7 +146,7 @@ def run_folder(settings):
         with first_process():
             if rank() == 0:
                 settings.ckpt_path = settings.ckpt_path or folder_of(settings)
-                stack.enter_context(exclusive(settings.ckpt_path, "--ckpt_path"))
+                stack.enter_context(lock_folder(settings.ckpt_path, "--ckpt_path"))
                 check_settings(settings)
         settings.ckpt_path = gather(settings.ckpt_path)[0]
         if not all(gather(os.path.isdir(settings.ckpt_path))):

@@ -22,7 +22,7 @@ from methods.relearn import Relearn
 from methods.umt import UMT
 from methods.unimodal import Unimodal
 from models.fusion_modules import FUSION_MODULES
-from utils.config import DEFAULTS, OF_METHODS
+from utils.config import DEFAULTS, METHOD_FLAGS
 from utils.errors import InputError
 
 __all__ = ["METHODS", "Output", "build_method", "check_flags", "describe", "resolve", "score"]
@@ -131,7 +131,7 @@ def resolve(settings):
         raise InputError(f"{next(iter(named))}: not one of {', '.join(METHODS)}; name one of them")
     if modality == "full" != METHODS[method].modality:
         raise InputError(f"--method {method}: trains one encoder; leave out --modality full")
-    others = {name for name, flag in OF_METHODS.items() if method not in flag.methods}
+    others = {name for name, flag in METHOD_FLAGS.items() if method not in flag.methods}
     settings = {name: value for name, value in settings.items() if name not in others}
     return settings | {"method": method, "modality": METHODS[method].modality}
 
@@ -149,7 +149,7 @@ def check_flags(settings, typed):
         InputError: a flag does not fit; the message names it and what to leave out or to add.
     """
     method, entry = settings.method, METHODS[settings.method]
-    for name, flag in OF_METHODS.items():
+    for name, flag in METHOD_FLAGS.items():
         if name not in typed or method in flag.methods:
             continue
         if name not in AUTHORS_FLAGS:

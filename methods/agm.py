@@ -27,7 +27,7 @@ from methods.statistics import batch_mean, evaluating, log_likelihood
 
 
 class AGM(Method):
-    remembers = "means", "batches"
+    saved_attributes = "means", "batches"
 
     def __init__(self, settings, model):
         super().__init__(settings, model)

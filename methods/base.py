@@ -33,13 +33,13 @@ class Method:
     Attributes:
         epoch: the current epoch, counted from 0; set before `begin_epoch`.
         linear: True if the gradients are linear in the losses, so that the gradient report can separate the losses.
-        remembers: names of the attributes that a resumed run needs, plain tensors and numbers.
+        saved_attributes: names of the attributes that a resumed run needs, plain tensors and numbers.
         splits: further splits that `begin_epoch` reads: "val", or "plain" for the training clips without augmentation.
     """
 
     epoch = 0
     linear = True
-    remembers = ()
+    saved_attributes = ()
     splits = ()
 
     def __init__(self, settings, model):
@@ -98,7 +98,7 @@ class Method:
 
     def state_dict(self):
         """Return the state that a resumed run needs; it is saved with the model."""
-        return {name: getattr(self, name) for name in self.remembers}
+        return {name: getattr(self, name) for name in self.saved_attributes}
 
     def load_state_dict(self, state):
         """Restore the state that `state_dict` returned.
@@ -106,7 +106,7 @@ class Method:
         Raises:
             ValueError: the state belongs to another run; the message gives the reason.
         """
-        for name in self.remembers:
+        for name in self.saved_attributes:
             setattr(self, name, state[name])
 
 

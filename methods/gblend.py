@@ -17,7 +17,7 @@ from utils.errors import InputError
 
 
 class GBlend(JointUni):
-    remembers = ("weights",)
+    saved_attributes = ("weights",)
 
     def __init__(self, settings, model):
         super().__init__(settings, model)
@@ -30,7 +30,7 @@ class GBlend(JointUni):
         if self.settings.gblend_runs and self.settings.gblend_weights:
             raise InputError("--gblend_weights: --gblend_runs sets the weights too; leave out one of the two flags")
         if self.settings.gblend_runs:
-            self.weights = blended(read_losses(self.settings, self.runs))
+            self.weights = blending_weights(read_losses(self.settings, self.runs))
         print(f"G-Blending: weights {', '.join(f'{w:.4f}' for w in self.weights)} of {', '.join(self.runs)}")
 
     def row(self):
@@ -72,7 +72,7 @@ def read_losses(settings, runs):
     return {name: losses[name] for name in runs}
 
 
-def blended(losses):
+def blending_weights(losses):
     """Return the weights of the losses, whose sum is 1, from the losses that `read_losses` returns, in their order."""
     raw = []
     for (train_start, val_start), (train_end, val_end) in losses.values():

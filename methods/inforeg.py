@@ -23,7 +23,7 @@ from methods.statistics import batch_mean, log_likelihood
 
 
 class InfoReg(Method):
-    remembers = "traces", "sums", "batches"
+    saved_attributes = "traces", "sums", "batches"
 
     def __init__(self, settings, model):
         super().__init__(settings, model)

@@ -19,7 +19,7 @@ from methods.statistics import batch_mean, by_certainty
 
 
 class MLA(Method):
-    remembers = "projection", "batch"
+    saved_attributes = "projection", "batch"
 
     def __init__(self, settings, model):
         super().__init__(settings, model)

@@ -39,11 +39,11 @@ class MMPareto(Method):
             g_m = torch.autograd.grad(feature, parameters, joint_grad, retain_graph=True)
             g_u = torch.autograd.grad(feature, parameters, border[name].grad)
             average([*g_m, *g_u])  # the method is not linear, so it needs the gradients of the whole batch
-            for parameter, gradient in zip(parameters, self.combined(g_m, g_u), strict=True):
+            for parameter, gradient in zip(parameters, self.combine(g_m, g_u), strict=True):
                 parameter.grad = gradient
         return outputs
 
-    def combined(self, g_m, g_u):
+    def combine(self, g_m, g_u):
         """Return the gradient of an encoder from those of its two losses, all lists of tensors of the same shapes."""
         inner, square_m, square_u = dot(g_m, g_u), dot(g_m, g_m), dot(g_u, g_u)
         c = (square_u - inner) / (square_m + square_u - 2 * inner)

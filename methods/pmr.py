@@ -28,7 +28,7 @@ FEWEST = 10  # minimum number of clips for a prototype, if a tenth of the class 
 
 class PMR(Method):
     linear = False
-    remembers = "prototypes", "present"
+    saved_attributes = "prototypes", "present"
     splits = ("plain",)
     prototypes, present = None, None
 

@@ -25,7 +25,7 @@ from utils.seeds import hash_of
 
 
 class Relearn(Joint):
-    remembers = ("start_hash",)
+    saved_attributes = ("start_hash",)
     splits = ("plain", "val")
 
     def __init__(self, settings, model):

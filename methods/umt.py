@@ -21,7 +21,7 @@ from utils.seeds import hash_of
 
 class UMT(Method):
     linear = False
-    remembers = ("hashes",)
+    saved_attributes = ("hashes",)
 
     def prepare(self, model):
         for name in model.modalities:

@@ -25,7 +25,7 @@ class Fusion_AUXI(nn.Module):
         modalities: names of the modalities, in the order of the weights.
 
     Attributes:
-        takes: number of modalities that the module fuses; None for any number.
+        n_modalities: number of modalities that the module fuses; None for any number.
         takes_maps: True if a feature is the last maps of an encoder, False if it is their average.
         zeros: True if one modality alone is scored with 0 in place of the others.
         shared_bias: the part of the bias in one modality's logits that belongs to the other modalities, with the bias
@@ -36,15 +36,15 @@ class Fusion_AUXI(nn.Module):
         ValueError: the module does not take this number of modalities.
     """
 
-    takes = None
+    n_modalities = None
     takes_maps = False
     zeros = False
     shared_bias = 0
 
     def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
         super().__init__()
-        if self.takes not in (None, len(modalities)):
-            raise ValueError(f"takes {self.takes} modalities, not {len(modalities)}")
+        if self.n_modalities not in (None, len(modalities)):
+            raise ValueError(f"takes {self.n_modalities} modalities, not {len(modalities)}")
         self.modalities = tuple(modalities)
 
     def forward(self, features):
@@ -128,7 +128,7 @@ class SumFusion_AUXI(Fusion_AUXI):
 class GatedFusion_AUXI(Fusion_AUXI):
     """fc_out(sigmoid(fc_x(x)) * fc_y(y)): the first modality gates the second; alone, each gates itself."""
 
-    takes = 2
+    n_modalities = 2
 
     def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
         super().__init__(n_classes, dim, modalities)
@@ -152,7 +152,7 @@ class GatedFusion_AUXI(Fusion_AUXI):
 class FiLM_AUXI(Fusion_AUXI):
     """fc_out(gamma * y + beta), gamma, beta = fc(x) (Perez et al., AAAI 2018): the first modality modulates."""
 
-    takes = 2
+    n_modalities = 2
 
     def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
         super().__init__(n_classes, dim, modalities)
@@ -168,7 +168,7 @@ class FiLM_AUXI(Fusion_AUXI):
 class BilinearFusion_AUXI(Fusion_AUXI):
     """fc_out(fc(vec(x y^T))); the authors' code calls this form `film`. It has 134 million weights at dim 512."""
 
-    takes = 2
+    n_modalities = 2
 
     def __init__(self, n_classes, dim=512, modalities=("audio", "visual")):
         super().__init__(n_classes, dim, modalities)
@@ -219,7 +219,7 @@ class MMTMFusion_AUXI(Fusion_AUXI):
         stages: {modality: {"layer3": module, "layer4": module}}, the layers that `Encoder.cut` returns.
     """
 
-    takes = 2
+    n_modalities = 2
     takes_maps = True
     zeros = True
 
@@ -261,7 +261,7 @@ class MMTMFusion_AUXI(Fusion_AUXI):
 class LinearClassifier(Fusion_AUXI):
     """A linear classifier in place of the fusion module, for a model with one modality."""
 
-    takes = 1
+    n_modalities = 1
 
     def __init__(self, n_classes, dim, modalities):
         super().__init__(n_classes, dim, modalities)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from utils.errors import InputError
-from utils.files import looked_in
+from utils.files import folder_hint
 
 # objects that numpy numbers in a checkpoint consist of, with their names in numpy 1 and 2; none of them runs code
 SCALAR = np.float64(0).__reduce__()[0]
@@ -67,7 +67,7 @@ def read(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(
-            f"{path}: no such file{looked_in(path)}; use a checkpoint that main_dgl.py --train has written"
+            f"{path}: no such file{folder_hint(path)}; use a checkpoint that main_dgl.py --train has written"
         ) from None
     except PermissionError as error:
         raise InputError(f"{path}: {error.strerror}; make it readable, or give another checkpoint") from None

@@ -22,7 +22,7 @@ from engine.settings import complete, training_parser
 from methods import build_method
 from models.backbone import BACKBONES
 from tests import launcher
-from utils.errors import run
+from utils.errors import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,7 +51,7 @@ def run_here(script, *arguments):
         if isinstance(script, str):
             runpy.run_path(str(ROOT / script), run_name="__main__")
         else:
-            run(script.main)
+            run_script(script.main)
 
 
 def run_shell(script, /, *arguments, project=ROOT, check=True, folder=None, **changes):

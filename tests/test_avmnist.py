@@ -161,16 +161,16 @@ def test_interrupted_it_leaves_no_list_and_ends_the_same(root, monkeypatch, seed
     else:
         for path in (*root.glob("*.csv"), *root.glob("Image-01-FPS/*/*")):
             path.unlink()
-    replacing, calls = files.replacing, []
+    replace_file, calls = files.replace_file, []
 
     def interrupted(path):
         calls.append(path)
         if len(calls) == 30:
             raise KeyboardInterrupt
-        return replacing(path)
+        return replace_file(path)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(files, "replacing", interrupted)
+        patch.setattr(files, "replace_file", interrupted)
         run_here(make_pairs, "--root", root, "--overwrite")
     assert end.value.code == 130 and not list(root.glob("*.csv")) and tree(root) != whole
     run_here(make_pairs, "--root", root, "--overwrite")

@@ -125,7 +125,7 @@ def test_an_output_folder_on_another_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(files.Path, "rename", rename)
     (tmp_path / "unfinished").mkdir()
     for _ in range(2):
-        with files.written_whole(tmp_path / "disk" / "clip", tmp_path / "unfinished") as path:
+        with files.move_when_complete(tmp_path / "disk" / "clip", tmp_path / "unfinished") as path:
             path.mkdir()
             (path / "00000.jpg").write_text("frame")
         assert (tmp_path / "disk" / "clip" / "00000.jpg").read_text() == "frame"

@@ -71,7 +71,7 @@ def test_blending_weights(overfitting, gain, weights):
         for name, o, g in zip(("joint", *WIDTHS), overfitting, gain, strict=False):
             losses = (2, 2), (2 - g - o, 2 - g)  # in training and held out: untrained, at the end
             found[name] = [[scale * loss for loss in pair] for pair in losses]
-        assert gblend.blended(found) == close(weights)
+        assert gblend.blending_weights(found) == close(weights)
 
 
 def test_blending_weights_are_one_for_each_loss():
@@ -146,7 +146,7 @@ M, U = (0.3, -2.0), (1.5, 0.25)
 def test_mmpareto_in_numbers(g_m, g_u, expected, rescale, dtype):
     """Check encoders of three tensors, one after the other with these gradients; never 0 / 0."""
     _, method = toy("mmpareto", "--mmpareto_gamma", 1.3, "--mmpareto_rescale", rescale)
-    found = method.combined(*([torch.tensor(each, dtype=dtype) * k for k in (1, 2, 1)] for each in (g_m, g_u)))
+    found = method.combine(*([torch.tensor(each, dtype=dtype) * k for k in (1, 2, 1)] for each in (g_m, g_u)))
     for tensor, k in zip(found, (1, 2, 1), strict=True):
         assert tensor.dtype == dtype and tensor.isfinite().all()
         assert tensor.tolist() == pytest.approx([1.3 * k * each for each in expected], rel=2e-6, abs=1e-12)
@@ -156,7 +156,7 @@ def test_mmpareto_rescales_small_tensors_next_to_large_ones():
     """Check a tensor whose gradients are 0, and one whose are a billionth of the others'."""
     _, method = toy("mmpareto", "--mmpareto_gamma", 1.3, "--mmpareto_rescale", "tensor")
     g_m, g_u = ([torch.tensor(each, dtype=torch.float64) * k for k in (1, 0, 1e-9)] for each in ((2, 0), (-1, 1)))
-    large, zero, small = method.combined(g_m, g_u)
+    large, zero, small = method.combine(g_m, g_u)
     assert large.tolist() == close([1.3 * 0.2**0.5, 1.3 * 1.8**0.5])
     torch.testing.assert_close(small, 1e-9 * large, rtol=1e-9, atol=0)
     assert not zero.any()

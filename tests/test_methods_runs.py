@@ -219,8 +219,8 @@ def test_blending_weights_are_measured_in_three_runs(flags, tmp_path, rejected):
     command = [*held_out, "--method", "gblend", "--gblend_runs", ",".join(folders), "--ckpt_path"]
     run_here(main_dgl, *command, tmp_path / "blend")
     row = rows_of(tmp_path / "blend")[-1]
-    assert [row[f"gblend_{name}"] for name in found] == gblend.blended(found)
-    assert load_checkpoint(tmp_path / "blend" / "last.pth")["method"]["weights"] == gblend.blended(found)
+    assert [row[f"gblend_{name}"] for name in found] == gblend.blending_weights(found)
+    assert load_checkpoint(tmp_path / "blend" / "last.pth")["method"]["weights"] == gblend.blending_weights(found)
     assert "--random_seed was 0" in rejected(main_dgl, *command, tmp_path / "other", "--random_seed", 1)
     twice = ["--gblend_runs", ",".join(folders[:2] * 2)]
     assert "of audio, visual" in rejected(main_dgl, *command, tmp_path / "other", *twice)

@@ -101,9 +101,9 @@ def test_killed_runs_resume_to_the_very_bits(few, tmp_path, output_of, monkeypat
 
 def test_one_run_to_a_folder(whole, corpus, rejected, monkeypatch):
     monkeypatch.setattr(files, "LOCK_SECONDS", 0)
-    with files.exclusive(whole, "--ckpt_path"):
+    with files.lock_folder(whole, "--ckpt_path"):
         assert "another run" in rejected(main_dgl, *command(corpus, whole, "--resume"))
-    with files.exclusive(whole, "--ckpt_path"):
+    with files.lock_folder(whole, "--ckpt_path"):
         pass  # free again
 
 
@@ -177,7 +177,7 @@ class FileOfASignal(io.BytesIO):
 
 def test_a_signal_while_a_checkpoint_is_written_stays_a_signal(tmp_path, monkeypatch):
     """PyTorch's writer raises an error of its own then, which is no fault of the disk."""
-    monkeypatch.setattr(checkpoint, "replacing", lambda path: closing(FileOfASignal()))
+    monkeypatch.setattr(checkpoint, "replace_file", lambda path: closing(FileOfASignal()))
     with pytest.raises(Interrupted) as interruption:
         checkpoint.save(tmp_path / "last.pth", torch.nn.Linear(200, 200), {})
     assert interruption.value.number == signal.SIGTERM

@@ -159,7 +159,9 @@ def test_a_run_with_workers_ends_with_all_of_them(few, tmp_path, how, status, me
         ready = tmp_path / "begun"
         code = PATCHES[how].format(ready)
         code = f"import sys, time\nsys.path[0] = {str(ROOT)!r}\nimport main_dgl\nfrom dataset import loader\n{code}"
-        (tmp_path / "patched.py").write_text(f"{code}\nfrom utils.errors import run\nrun(main_dgl.main)\n")
+        (tmp_path / "patched.py").write_text(
+            f"{code}\nfrom utils.errors import run_script\nrun_script(main_dgl.main)\n"
+        )
         command[0] = str(tmp_path / "patched.py")
     with open(tmp_path / "errors", "w") as errors:
         process = launcher.start(command, errors=errors)

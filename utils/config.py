@@ -437,7 +437,7 @@ FLAGS = (  # name, type or choices, default, metavar, help
 # fmt: on
 
 TRAINING = {flag.name: flag for flag in FLAGS if "main" in flag.scripts}
-OF_METHODS = {name: flag for name, flag in TRAINING.items() if flag.methods}
+METHOD_FLAGS = {name: flag for name, flag in TRAINING.items() if flag.methods}
 DEFAULTS = {name: flag.default for name, flag in TRAINING.items()}
 PATHS = ("audio_path", "visual_path", "split_path")  # where a dataset's files are
 

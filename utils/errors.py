@@ -151,7 +151,7 @@ def known_reason(fault):
     return None
 
 
-def run(main):
+def run_script(main):
     """Return main(); turn an InputError or a signal into one line on stderr and an exit status.
 
     The status is 2 for an InputError, also for one raised in a data-loading worker, and for errors with a

@@ -18,13 +18,13 @@ LOCK, LOCK_SECONDS = ".lock", 10  # data-loading workers of a killed run keep it
 LFS_HEADER = b"version https://git-lfs.github.com/spec"
 
 
-def looked_in(path):
+def folder_hint(path):
     """Return the end of a message about a missing path: " in <folder>" for a relative path, else ""."""
     return "" if os.path.isabs(path) else f" in {os.getcwd()}"
 
 
 @contextmanager
-def replacing(path):
+def replace_file(path):
     """Yield a binary file that replaces `path` once the block has succeeded and the data are on the disk.
 
     Raises:
@@ -47,8 +47,8 @@ def replacing(path):
 
 
 def write_text(path, text):
-    """Write `text` to `path`, completely or not at all, as `replacing` does."""
-    with replacing(path) as file:
+    """Write `text` to `path`, completely or not at all, as `replace_file` does."""
+    with replace_file(path) as file:
         file.write(text.encode(errors="surrogateescape"))
 
 
@@ -70,19 +70,19 @@ def write_files(files, overwrite):
         for path, content in files.items():
             if not path.exists() or path in others:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as file:
+                with replace_file(path) as file:
                     file.write(content)
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}; change --root or --split_path") from None
 
 
 def write_json(path, values):
-    """Write dicts and lists of plain values to `path` as JSON, as `replacing` does."""
+    """Write dicts and lists of plain values to `path` as JSON, as `replace_file` does."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_csv(path, rows):
-    """Write rows of cells, the header first, to `path` as CSV, as `replacing` does."""
+    """Write rows of cells, the header first, to `path` as CSV, as `replace_file` does."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())
@@ -95,7 +95,7 @@ def is_pointer(path):
 
 
 @contextmanager
-def exclusive(folder, flag):
+def lock_folder(folder, flag):
     """Create a folder and lock it while the block lasts. Afterwards remove the folders created here that are empty.
 
     Args:
@@ -129,7 +129,7 @@ def exclusive(folder, flag):
 
 
 @contextmanager
-def written_whole(target, unfinished):
+def move_when_complete(target, unfinished):
     """Yield a path for a new file or folder; it is moved to `target` only if the block succeeds.
 
     Args:

@@ -61,7 +61,7 @@ def each_clip(function, jobs, workers=None, description=None, start=None, limit=
     """
     waiting, retried = list(reversed(jobs)), set()
     with progress_bar(total=len(jobs), desc=description, unit="clip") as progress:
-        if waiting and (reason := why_no_processes()):
+        if waiting and (reason := process_fault()):
             warn_once(f"{reason}; clips are processed one after the other, without worker processes")
             for name in jobs:
                 yield name, attempt(function, jobs[name])
@@ -85,7 +85,7 @@ def each_clip(function, jobs, workers=None, description=None, start=None, limit=
                 yield name, result
 
 
-def why_no_processes():
+def process_fault():
     """Return why no worker process can be started here, or "" if workers can be started."""
     try:
         multiprocessing.Lock()  # on Linux, locks are in /dev/shm

@@ -31,7 +31,7 @@ from data.extraction import dataset_parser
 from dataset.avmnist import AVMNIST
 from dataset.wav import wav_fault
 from utils.config import at_least, ratio
-from utils.errors import InputError, run
+from utils.errors import InputError, run_script
 from utils.files import write_files
 
 RECORDINGS, TEST_TAKES = 3000, 5
@@ -222,4 +222,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

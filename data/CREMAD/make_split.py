@@ -15,7 +15,7 @@ from data.extraction import add_folder, dataset_parser, outputs_of
 from dataset.audio_visual import check_folder
 from dataset.cremad import CREMAD
 from utils.config import at_least, ratio
-from utils.errors import InputError, run
+from utils.errors import InputError, run_script
 from utils.files import write_files
 
 
@@ -105,4 +105,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

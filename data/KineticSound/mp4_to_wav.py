@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.extraction import extract_dataset
-from utils.errors import run
+from utils.errors import run_script
 
 if __name__ == "__main__":
-    run(lambda: extract_dataset("KineticSound", ["audio"]))
+    run_script(lambda: extract_dataset("KineticSound", ["audio"]))

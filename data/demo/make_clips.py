@@ -21,7 +21,7 @@ from scipy.signal import lfilter
 
 from data.extraction import print_summary, quieten_decoders
 from utils.config import at_least
-from utils.errors import InputError, OneLineParser, run
+from utils.errors import InputError, OneLineParser, run_script
 from utils.pool import process_clips
 
 RATE, FPS = 16000, 30000 / 1001
@@ -211,4 +211,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)
