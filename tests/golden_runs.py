@@ -4,7 +4,7 @@
 
 Each file holds the losses of every step and two figures of every tensor of the model at the end: its L2 norm, and its
 product with a fixed wave, which tells apart what a norm does not. The runs three-<method> are of a small model of three
-modalities, the others of the audio-visual classifier.
+modalities, the others of the audio-visual classifier, those of WHOLE with ResNet-18 and the rest with small encoders.
 """
 
 import json
@@ -22,7 +22,7 @@ from methods import METHODS, build_method
 from models.backbone import BACKBONES
 from models.basic_model import AVClassifier
 from models.fusion_modules import FUSION_MODULES
-from tests.conftest import NarrowEncoder, settings_of
+from tests.conftest import NarrowEncoder, SmallEncoder, settings_of
 from tests.rules import NEEDS, loaders_of, toy_batch, toy_rule, write_teachers
 from utils.seeds import derived_seed
 
@@ -45,6 +45,7 @@ FLAGS_OF_THREE = FLAGS | {
     "gblend": [],  # toy_rule has its weights
     "relearn": [*FLAGS["relearn"], "--relearn_unimodal", 1],
 }
+WHOLE = ("dgl-concat", "dgl-mmtm", "joint", "ogm_ge")
 THREE = "three-"  # start of the names of runs with three modalities
 RUNS = {f"dgl-{fusion}": ["dgl", "--fusion_method", fusion] for fusion in FUSION_MODULES}
 RUNS |= {name: [name, *FLAGS.get(name, [])] for name in METHODS if name not in ("dgl", "text")}
@@ -68,12 +69,12 @@ def figures(tensor):
 
 
 def built(name, *flags):
-    """Return the audio-visual classifier and the method of a run, with initial weights."""
+    """Return the audio-visual classifier and the method of a run of RUNS, with initial weights."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        teachers = write_teachers(Path(folder), small=False) if name == "umt" else []
-        settings = settings_of("--method", name, *flags, *teachers)
-        if settings.fusion_method == "bilinear":
-            patch.setitem(BACKBONES, "resnet18", NarrowEncoder)
+        teachers = write_teachers(Path(folder)) if name == "umt" else []
+        settings = settings_of("--method", *flags, *teachers)
+        if name not in WHOLE:
+            patch.setitem(BACKBONES, "resnet18", NarrowEncoder if name == "dgl-bilinear" else SmallEncoder)
         torch.manual_seed(settings.random_seed)
         model = AVClassifier(CLASSES, settings.fusion_method, settings.modality)
         method = build_method(settings, model)
@@ -84,7 +85,7 @@ def built(name, *flags):
 def golden_run(name):
     """Train a run of RUNS -> {"losses": (STEPS, branches), "tensors": {name: figures}}; None for a missing branch."""
     three, flags = name.startswith(THREE), [*RUNS[name], "--learning_rate", 0.01, "--alpha", 3]
-    model, method = toy_rule(*flags) if three else built(*flags)
+    model, method = toy_rule(*flags) if three else built(name, *flags)
     draw, branches = (toy_batch, model.branches) if three else (clips, ("fused", "audio", "visual"))
     optimizer, _ = build_optimizer(model, method.settings)
     (first, label), (second, other) = draw(100), draw(101)

@@ -239,7 +239,7 @@ def test_differences_from_the_reference(tmp_path, output_of):
     table, _, origins = (tmp_path / "comparison.md").read_text().rpartition("\n\n")
     assert table in output and "| fused, minus joint+uni | 95 % | p |" in table
     assert f"{100 * mean:+.1f}* | {100 * low:+.1f} to {100 * high:+.1f} | {p:.3f} |" in table
-    assert "of other clips, or without a seed in common: joint, OGM-GE, AGM." in table
+    assert "or no seed is shared): joint, OGM-GE, AGM." in table
     assert "No differences" not in table and "chosen on the test clips" not in table
     for key in (("DGL", "4.0", "last"), *((name, "best") for name in ("joint", "joint+uni", "AGM", "OGM-GE"))):
         assert rows[key]["fused difference"] == ""  # last, no seed in common, itself, no predictions, other clips

@@ -150,7 +150,7 @@ REJECTED = [
     ("lfm --fusion_method sum", "--fusion_method sum: --method lfm has its own fusion; leave it out"),
     ("lfm --fusion_method mmtm", "--fusion_method mmtm: --method lfm has its own fusion; leave it out"),
     ("gblend", "--method gblend: needs --gblend_runs or --gblend_weights"),
-    ("gblend --gblend_weights 0.2,0.5", "--gblend_weights: give 3 numbers"),
+    ("gblend --gblend_weights 0.2,0.5", "--gblend_weights: needs 3 numbers"),
     ("gblend --gblend_weights 1,1,1 --gblend_runs a,b,c", "--gblend_weights: --gblend_runs sets the weights too"),
     ("gblend --gblend_runs a,b,c", "--gblend_runs a: no finished run"),
     ("joint --agm_alpha 2", "--agm_alpha: a flag of --method agm"),
