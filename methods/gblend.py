@@ -50,13 +50,13 @@ def read_losses(settings, runs):
     Raises:
         InputError: a run is missing, is not finished, had no --val_ratio, or had another dataset or seed.
     """
-    losses = {}
+    found = []
     for folder in map(Path, settings.gblend_runs.split(",")):
         try:
             recorded = json.loads((folder / "result.json").read_text())["settings"]
             rows = [json.loads((folder / "start.json").read_text())]
             rows.append(json.loads((folder / "log.jsonl").read_text().splitlines()[-1]))
-            losses[recorded["method"]] = tuple((row["loss"], row["val_loss"]) for row in rows)
+            found.append((recorded["method"], tuple((row["loss"], row["val_loss"]) for row in rows)))
         except (OSError, ValueError, KeyError, IndexError, TypeError):
             raise InputError(
                 f"--gblend_runs {folder}: no finished run with --val_ratio in it; train it first"
@@ -65,11 +65,12 @@ def read_losses(settings, runs):
             theirs, ours = recorded.get(name), getattr(settings, name)
             if theirs != ours:
                 raise InputError(f"--gblend_runs {folder}: --{name} was {theirs}, here {ours}; give runs with the same")
-    if losses.keys() != set(runs):
+    names = [name for name, _ in found]
+    if sorted(names) != sorted(runs):
         raise InputError(
-            f"--gblend_runs {settings.gblend_runs}: runs of {', '.join(losses)}; give runs of {', '.join(runs)}"
+            f"--gblend_runs {settings.gblend_runs}: runs of {', '.join(names)}; give one run each of {', '.join(runs)}"
         )
-    return {name: losses[name] for name in runs}
+    return {name: dict(found)[name] for name in runs}
 
 
 def blending_weights(losses):

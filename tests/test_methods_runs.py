@@ -230,8 +230,9 @@ def test_blending_weights_are_measured_in_three_runs(flags, tmp_path, rejected):
     assert [row[f"gblend_{name}"] for name in found] == gblend.blending_weights(found)
     assert load_checkpoint(tmp_path / "blend" / "last.pth")["method"]["weights"] == gblend.blending_weights(found)
     assert "--random_seed was 0" in rejected(main_dgl, *command, tmp_path / "other", "--random_seed", 1)
-    twice = ["--gblend_runs", ",".join(folders[:2] * 2)]
-    assert "of audio, visual" in rejected(main_dgl, *command, tmp_path / "other", *twice)
+    for wrong in (folders[:2], [*folders, folders[0]]):
+        error = rejected(main_dgl, *command, tmp_path / "other", "--gblend_runs", ",".join(wrong))
+        assert "give one run each of joint, audio, visual" in error
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
