@@ -101,7 +101,7 @@ def extract_all(source, kind, videos, missing, args):
     report = folder / f"failed_{kind}.csv"
     if not videos:
         note = f", {missing}" if missing else ""
-        raise InputError(f"{folder}: no video of the dataset found{note}; its readme says how to get it")
+        raise InputError(f"{folder}: no video of the dataset found{note}; get it as described in its readme")
     if kind == "audio":
         target = Path(source.audio_path.format(root=folder))
         outputs = {name: target / source.wav(split, clip_id) for name, split, clip_id, _ in videos}

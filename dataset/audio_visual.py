@@ -34,11 +34,11 @@ class AudioVisual(Source):
         return "get and preprocess the dataset"
 
     def wav(self, split, clip_id):
-        """Return where a clip's wav file lies below audio_path."""
+        """Return the path of a clip's wav file below audio_path."""
         return f"{clip_id}.wav"
 
     def frames(self, split, clip_id, fps):
-        """Return where the folder of a clip's frames lies below visual_path."""
+        """Return the path of the folder of a clip's frames below visual_path."""
         return f"{image_folder(fps)}/{clip_id}"
 
     def items(self, args, split, training=None):
@@ -94,7 +94,7 @@ class SplitLists(AudioVisual):
 
     def remedy(self, args):
         """Return advice for a message about a missing list."""
-        return "get or create it as the dataset's readme says"
+        return "get or create it as described in the dataset's readme"
 
     def clips(self, args, split):
         rows = read_split(os.path.join(args.split_path, f"{split}.csv"), self.classes, remedy=self.remedy(args))

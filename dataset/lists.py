@@ -6,7 +6,7 @@ from utils.errors import InputError, warn_once
 from utils.files import folder_hint
 
 
-def read_rows(path, form, delimiter=",", remedy="get or create it as the dataset's readme says"):
+def read_rows(path, form, delimiter=",", remedy="get or create it as described in the dataset's readme"):
     """Yield (where, cells) for every row of a UTF-8 list without a header; `where` names file and line for messages.
 
     Cells are stripped. Blank lines and a byte order mark are ignored.
@@ -107,10 +107,10 @@ def read_vggsound(path):
     Raises:
         InputError: the list or a row is wrong.
     """
-    rows, remedy = [], "get it as data/VGGSound/README.md says"
+    rows, remedy = [], "get it as described in data/VGGSound/README.md"
     for where, (video, start, label, split) in read_rows(path, "<id>,<start>,<label>,<split>", remedy=remedy):
         if split not in ("train", "test"):
-            raise InputError(f"{where}: the split is {split!r}, neither train nor test; fix the line")
+            raise InputError(f"{where}: the split is {split!r}, not train or test; fix the line")
         rows.append((where, f"{check_name(video, where)}_{whole_number(start, where):06d}", label, split))
     return list(without_repeats(path, rows))
 
@@ -129,7 +129,7 @@ def read_ave(path):
     Raises:
         InputError: the list or a row is wrong.
     """
-    rows, remedy = [], "get it as data/AVE/README.md says"
+    rows, remedy = [], "get it as described in data/AVE/README.md"
     for where, (category, clip_id, _, start, end) in read_rows(path, "category&id&quality&start&end", "&", remedy):
         for seconds in (start, end):
             whole_number(seconds, where)

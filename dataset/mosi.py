@@ -129,7 +129,7 @@ def read_file(path, width):
                 rows.append(row)
     except OSError as error:
         raise InputError(
-            f"{path}: {error.strerror}{folder_hint(path)}; get it as data/MOSI/README.md says, or change --root"
+            f"{path}: {error.strerror}{folder_hint(path)}; get it as described in data/MOSI/README.md, or change --root"
         ) from None
     except (UnicodeDecodeError, csv.Error):
         raise InputError(f"{path}: not a CSV file of numbers; download it again") from None

@@ -96,6 +96,6 @@ def find_class_videos(source, classes=None):
             if classes is None or label in classes:
                 found += [(split, label, video) for video in list_videos(folder, "--source")]
     if not found:
-        there = f"{len(flat)} lie outside of such folders, sort them by class" if flat else "put Kinetics-400 there"
+        there = f"{len(flat)} are outside of such folders, sort them by class" if flat else "put Kinetics-400 there"
         raise InputError(f"{source}: no video in a folder train/<class>/ or val/<class>/; {there}, or change --source")
     return found

@@ -119,7 +119,7 @@ EXTRACT, EXTRACT_KINETICS, SPLIT = "CREMAD/video_preprocessing", "kinect400/vide
         (EXTRACT, [], "", "{}/VideoFlash: No such file"),
         (EXTRACT, ["VideoFlash/a.flv"], "", "{}/failed_frames.csv: no clip could be processed"),
         (EXTRACT_KINETICS, ["raw/train/c/", "raw/val/c/"], "", "{}/raw: no video in a folder train/<class>/.*--source"),
-        (EXTRACT_KINETICS, ["raw/train/x.mp4", "raw/val/"], "", "{}/raw: .*1 lie outside of such folders.*--source"),
+        (EXTRACT_KINETICS, ["raw/train/x.mp4", "raw/val/"], "", "{}/raw: .*1 are outside of such folders.*--source"),
         (SPLIT, ["AudioWAV/", "Image-01-FPS/"], "", "video_preprocessing"),
         (SPLIT, of_cremad("1001_DFA_JOY_XX"), "", "1001_DFA_JOY_XX"),
         (SPLIT, of_cremad("holiday"), "", "holiday"),

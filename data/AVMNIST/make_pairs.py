@@ -73,7 +73,9 @@ def find_recordings(folder):
     for split, ids in recordings.items():
         if not ids:
             takes = f"below {TEST_TAKES}" if split == "test" else f"from {TEST_TAKES} on"
-            raise InputError(f"{folder}: no recording with a take {takes}; get them as data/AVMNIST/README.md says")
+            raise InputError(
+                f"{folder}: no recording with a take {takes}; get them as described in data/AVMNIST/README.md"
+            )
     return recordings
 
 
@@ -83,7 +85,7 @@ def read_idx(path, read):
     Raises:
         InputError: it is missing, damaged or another file.
     """
-    remedy = "get it again as data/AVMNIST/README.md says"
+    remedy = "get it again as described in data/AVMNIST/README.md"
     try:
         with gzip.open(path) as packed, NamedTemporaryFile() as plain:  # the readers need the path of an unpacked file
             plain.write(packed.read())
@@ -130,7 +132,7 @@ def draw_pairs(recordings, digits, rng):
         if len(numbers) < len(ids):
             raise InputError(
                 f"MNIST/raw: {len(numbers)} images of {digit} for {len(ids)} recordings, {ids[0]} first; "
-                "get it again as data/AVMNIST/README.md says"
+                "get it again as described in data/AVMNIST/README.md"
             )
         pairs |= zip(ids, numbers[: len(ids)].tolist(), strict=True)
     return pairs

@@ -84,7 +84,7 @@ def main():
 
     audio = Path(CREMAD.audio_path.format(root=args.root))
     frames = Path(CREMAD.visual_path.format(root=outputs_of(args)), CREMAD().frames("", "", fps=1))
-    check_folder(audio, "--root", "get it as data/CREMAD/README.md says")
+    check_folder(audio, "--root", "get it as described in data/CREMAD/README.md")
     check_folder(frames, "--root", "run video_preprocessing.py first")
     wavs = {path.stem for path in audio.glob("*.wav") if not path.name.startswith(".")}
     folders = {path.name for path in frames.iterdir() if not path.name.startswith(".")}
