@@ -88,6 +88,13 @@ def test_only_a_changed_clip_or_setting_gets_another_file(moved, decoded, monkey
     for size in (48, 40):
         items(moved, "test", image_size=size)
     assert [len(jobs) for jobs in decoded[3:]] == [6, 6] and len(tree(moved)) == 18 + 1 + 6 + 6
+    for wav, size, time in ((dataset.clips[6].wav, 0, 1), (dataset.clips[7].wav, 1, 0)):  # either of the two changes
+        state = os.stat(wav)
+        with open(wav, "ab") as file:
+            file.write(bytes(size))
+        os.utime(wav, ns=(state.st_atime_ns, state.st_mtime_ns + time))
+    items(moved)
+    assert decoded[5] == [dataset.clips[6].id, dataset.clips[7].id]
 
 
 def test_what_exceeds_the_limit_is_decoded_with_one_warning(moved, capsys):
