@@ -73,7 +73,7 @@ def settings_of(*flags):
 
 
 def method_of(model, *flags):
-    """Return the method that flags of main_dgl.py choose, for a model that is as it begins."""
+    """Return the method that flags of main_dgl.py choose, for an untrained model."""
     return build_method(settings_of(*flags), model)
 
 

@@ -3,7 +3,7 @@
     python tests/golden_runs.py NAME ...     # regenerates tests/golden/NAME.json; without names, all files
 
 Each file holds the losses of every step and two figures of every tensor of the model at the end: its L2 norm, and its
-product with a fixed wave, which tells apart what a norm does not. The runs three-<method> are of a small model of three
+product with a fixed wave, which distinguishes tensors of equal norm. The runs three-<method> are of a small model of three
 modalities, the others of the audio-visual classifier, those of WHOLE with ResNet-18 and the rest with small encoders.
 """
 

@@ -196,7 +196,7 @@ def test_videos(rejected, root, script):
 
 
 def test_a_checkpoint_names_no_file_to_write(root):
-    """A stranger's settings may say what the data are like, not where to write."""
+    """A stranger's settings may describe the data, but not set files to write."""
     saved = torch.load("best.pth", weights_only=True)
     settings = saved["settings"] | {"json": str(root / "mine"), "cache_path": str(root / "there")}
     (root / "mine").write_text("mine")

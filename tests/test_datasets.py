@@ -1,6 +1,6 @@
 """The datasets in miniature, from raw clips to a validated model; their layouts and lists, and what is wrong in them.
 
-A clip is told by its class's grey value and by a tone of its own, 500 Hz, 1000 Hz, ...
+A clip is recognised by its class's grey value and by its own tone, 500 Hz, 1000 Hz, ...
 """
 
 import shutil
@@ -95,7 +95,7 @@ MINIATURES = {
         "rows": KINETICS,
         "others": NO_CLIPS,  # files that are no clips of the dataset
         "printed": ["7 done, 0 already there, 3 failed", TWO],  # by both scripts
-        "outputs": GUITAR,  # some of them, where the dataset's readme says that they are
+        "outputs": GUITAR,  # some of them, in the folders that the dataset's readme lists
         "classes": (33, "blowing_nose", "playing_xylophone"),  # how many, the first and the last
         "without": ("abseiling", "archery", "zumba"),
         "shape": (129, 626),

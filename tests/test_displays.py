@@ -36,7 +36,7 @@ MODULES = {"fusion": "fusion_module.", "audio": "audio_net.", "visual": "visual_
 
 
 def assert_whole(figure, path):
-    """Check that a figure is written, not blank, that all its text lies in it, and names along an axis lie apart."""
+    """Check that a figure is written, not blank, that all its text is inside it, and that names along an axis do not overlap."""
     save_figure(figure, path)
     assert cv2.imread(str(path)).std() > 5
     figure.draw_without_rendering()
@@ -270,6 +270,6 @@ def test_steps_of_an_epoch_that_runs_again_are_replaced(tmp_path):
         board = Board(tmp_path, {"alpha": 2.0}, [], first)
         board.add_epoch(row, [{"loss": value} for value in values])
         board.close()
-        time.sleep(1.1)  # the files are read in the order of their names, which begin with the second
+        time.sleep(1.1)  # the files are read in the order of their names, which start with the second
     assert series_of(tmp_path / "steps")["loss_by_step/fused"] == list(enumerate([0, 1, 2, 30, 40]))
     assert series_of(tmp_path)["gradient/fusion"] == [(0, 1.0)]

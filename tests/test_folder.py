@@ -104,7 +104,7 @@ def test_root_moves_the_folders_of_a_dataset(name):
 
 
 def test_other_teachers_have_a_folder_of_their_own():
-    """Check that a run's name says which teachers it learnt from, though they may be moved before it is resumed."""
+    """Check that a run's name contains its teachers, which may be moved before it is resumed."""
     flags = ["--method", "umt", "--learning_rate", 0.002, "--umt_visual", "v/best.pth", "--umt_audio"]
     first, again, other = (folder_of(settings_of(*flags, path)) for path in ("a/best.pth", "a/best.pth", "b/best.pth"))
     assert first == again != other and first.startswith("ckpt/cremad/umt-seed0-umt_audiobest.pth-")

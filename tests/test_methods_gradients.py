@@ -311,7 +311,7 @@ def test_mmpareto(n, conflicts, rescale):
         for each in names:
             group = [each] if rescale == "tensor" else names
             expected[each] = 1.3 * max(1, joined(plain, group).norm() / joined(h, group).norm()) * h[each]
-        if conflict:  # no shorter vector lies between the two gradients
+        if conflict:  # no vector between the two gradients is shorter
             lengths = [((c + step) * g_m + (1 - c - step) * g_u).norm() for step in (-1e-3, 0, 1e-3)]
             assert min(lengths) == lengths[1]
     assert_gradients(model, expected)

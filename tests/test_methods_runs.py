@@ -253,7 +253,7 @@ def test_in_bfloat16_gradients_are_nearly_those_of_float32(name):
     assert (found[0] - found[1]).norm() < 0.1 * found[1].norm()
 
 
-APART = {"joint_uni", "gblend", "agm", "mla", "relearn", "inforeg"}  # methods whose losses the report tells apart
+APART = {"joint_uni", "gblend", "agm", "mla", "relearn", "inforeg"}  # methods whose losses the report separates
 
 
 @pytest.mark.parametrize("name", REMEMBERING)

@@ -1,4 +1,4 @@
-"""Check docs/own-model.md: its examples train, its ten lines are dgl_step, and what it says to watch is so."""
+"""Check docs/own-model.md: its examples train, its ten lines equal dgl_step, and its warnings hold."""
 
 import math
 import re

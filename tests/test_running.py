@@ -94,7 +94,7 @@ shift; exec "$@"
     ids=["little memory and a full disk", "memory that others fill", "memory that cannot be written"],
 )
 def test_file_systems_that_are_full_or_read_only(corpus, tmp_path, options, epochs, status, expected):
-    """As in a container. Without any shared memory neither decoding nor loading has workers."""
+    """As in a container. Without any shared memory, decoding and loading have no workers."""
     (tmp_path / "board").mkdir()
     if epochs == 1000:
         (tmp_path / "full").touch()
@@ -116,12 +116,12 @@ def fault(*_, **__):
 main_dgl.dgl_step = fault
 """
 BUSY = """
-ignore, begin = loader.ignore_signals, loader.DataLoader.__iter__
+ignore, start = loader.ignore_signals, loader.DataLoader.__iter__
 def late(number):
     time.sleep(3)
     ignore(number)
 def busy(self):
-    iterator = begin(self)
+    iterator = start(self)
     open("{}", "w").close()
     sum(range(10**8))  # seconds in which Python calls no signal handler
     return iterator
@@ -156,7 +156,7 @@ def test_a_run_with_workers_ends_with_all_of_them(few, tmp_path, how, status, me
     command = training(root, run, *{"finished": ["--epochs", 2], "error": ["--cache_gb", 0]}.get(how, []))
     ready = run / "last.pth"
     if how in PATCHES:
-        ready = tmp_path / "begun"
+        ready = tmp_path / "started"
         code = PATCHES[how].format(ready)
         code = f"import sys, time\nsys.path[0] = {str(ROOT)!r}\nimport main_dgl\nfrom dataset import loader\n{code}"
         (tmp_path / "patched.py").write_text(

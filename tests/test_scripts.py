@@ -28,7 +28,7 @@ from utils.config import as_markdown
 
 
 def accuracies(output):
-    """Return the fused, audio and visual cells of the table row that begins with 'accuracy'."""
+    """Return the fused, audio and visual cells of the table row that starts with 'accuracy'."""
     row = re.search(r"^accuracy +\d+ +(\S+) +(\S+) +(\S+)$", output, re.MULTILINE)
     return [float(cell) for cell in row.groups()]
 

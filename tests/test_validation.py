@@ -140,7 +140,7 @@ def shown(output):
 
 @pytest.fixture
 def fresh(tmp_path):
-    """Save a checkpoint of a model as it begins, by its number of classes and settings. Returns its path."""
+    """Save a checkpoint of an untrained model with this number of classes and these settings. Returns its path."""
 
     def write(n_classes, *, modality="full", classes=(), **settings):
         settings = {"dataset": "CREMAD", "modality": modality, "image_size": 32, **settings}

@@ -109,7 +109,7 @@ def test_whole_files_are_extracted_and_cut_and_damaged_ones_rejected(whole, tmp_
 
 
 def test_damage_anywhere_costs_its_file_only_and_cuts_are_never_done(whole, tmp_path, monkeypatch):
-    """A byte or a cut at random (a few here, of 800 in minutes), and boxes of a MOV that lead astray."""
+    """Damage a random byte, cut at a random place, and point boxes of a MOV to wrong places."""
     rng, contents = random.Random(16), {"whole.mp4": whole["mp4"]}
     for name, content in whole.items():
         for k in range(4):

@@ -76,10 +76,10 @@ def main():
     def train(name):
         return start([*command, "--ckpt_path", args.out.absolute() / name])
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     if train("whole").wait():
         sys.exit("the uninterrupted run failed")
-    total = time.perf_counter() - began
+    total = time.perf_counter() - started
     log = [json.loads(line) for line in (args.out / "whole" / "log.jsonl").read_text().splitlines()]
     epoch = sum(row["seconds"] for row in log) / len(log)
     until_training = total - epoch * len(log)
