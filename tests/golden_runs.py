@@ -2,9 +2,9 @@
 
     python tests/golden_runs.py NAME ...     # regenerates tests/golden/NAME.json; without names, all files
 
-Each file holds the losses of every step and two figures of every tensor of the model at the end: its L2 norm, and its
-product with a fixed wave, which distinguishes tensors of equal norm. The runs three-<method> are of a small model of three
-modalities, the others of the audio-visual classifier, those of WHOLE with ResNet-18 and the rest with small encoders.
+Each file holds the losses of every step and two values of every tensor of the model at the end: its L2 norm, and its
+product with a fixed wave, which distinguishes tensors of equal norm. The runs three-<method> are of a small model of
+three modalities, the others of the audio-visual classifier: WHOLE with ResNet-18, the rest with small encoders.
 """
 
 import json

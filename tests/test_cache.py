@@ -88,11 +88,11 @@ def test_only_a_changed_clip_or_setting_gets_another_file(moved, decoded, monkey
     for size in (48, 40):
         items(moved, "test", image_size=size)
     assert [len(jobs) for jobs in decoded[3:]] == [6, 6] and len(tree(moved)) == 18 + 1 + 6 + 6
-    for wav, size, time in ((dataset.clips[6].wav, 0, 1), (dataset.clips[7].wav, 1, 0)):  # either of the two changes
+    for wav, size, later in ((dataset.clips[6].wav, 0, 1), (dataset.clips[7].wav, 1, 0)):  # either of the two changes
         state = os.stat(wav)
         with open(wav, "ab") as file:
             file.write(bytes(size))
-        os.utime(wav, ns=(state.st_atime_ns, state.st_mtime_ns + time))
+        os.utime(wav, ns=(state.st_atime_ns, state.st_mtime_ns + later))
     items(moved)
     assert decoded[5] == [dataset.clips[6].id, dataset.clips[7].id]
 
@@ -160,7 +160,7 @@ def test_a_file_that_is_lost_while_it_is_used_does_no_harm(moved):
 
 
 def test_a_clip_that_cannot_be_decoded_is_remembered_until_its_file_changes(moved, decoded, monkeypatch):
-    """A file that may not be read is not: its owner may permit it, which changes neither its size nor its time."""
+    """An unreadable file is not remembered: permission to read it changes neither its size nor its time."""
     dataset, expected = items(moved, cache_gb=0)
     wav = Path(dataset.clips[7].wav)
     with monkeypatch.context() as patch:

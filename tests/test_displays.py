@@ -36,7 +36,7 @@ MODULES = {"fusion": "fusion_module.", "audio": "audio_net.", "visual": "visual_
 
 
 def assert_whole(figure, path):
-    """Check that a figure is written, not blank, that all its text is inside it, and that names along an axis do not overlap."""
+    """Check that a figure is written, not blank, with all text inside, and no overlapping names along an axis."""
     save_figure(figure, path)
     assert cv2.imread(str(path)).std() > 5
     figure.draw_without_rendering()
