@@ -9,148 +9,21 @@ Differences compare the best epochs on the test clips, from predictions.csv in t
 both methods have; see analysis/significance.py.
 """
 
-import csv
-import json
-import statistics
-from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from analysis.comparison_figures import plot_alphas, plot_curves, plot_differences
+from analysis.runs import branches_of, collect, majority_values, mean_and_deviation
 from analysis.significance import Difference, difference
-from engine.figures import save_figure
-from engine.folder import RECORD, read_record
 from engine.settings import label
-from methods import METHODS, describe, resolve
-from utils.config import DEFAULTS, changes_results, format_value
+from methods import METHODS
 from utils.errors import InputError, OneLineParser, run_script
 from utils.files import write_csv, write_text
 
-# Settings that `distinctions` ignores: the columns of the table, the weights that G-Blending computes, and settings
-# that do not change results.
-UNLISTED = {
-    "method",
-    "modality",
-    "alpha",
-    "random_seed",
-    "gblend_weights",
-    *(name for name in DEFAULTS if not changes_results(name) and name != "epochs"),
-}
-
 REFERENCE = "joint_uni"  # joint training with unimodal losses: the difference from it is the effect of a method's rule
 FIELDS = ("difference", *Difference._fields[1:])  # of a Difference, as named in the columns of comparison.csv
-MAX_BANDS = 5  # with more methods, curves have no bands, because these would overlap
 CLEAR = "*"  # marks a difference whose interval excludes 0
-
-
-def collect(folder):
-    """Read all finished runs below a folder.
-
-    Returns:
-        {(method, alpha): [entry per seed]}, in the order of METHODS. The key is the run's `describe`, with the text of
-        `distinctions` added to the method. An entry is {"folder": path, "log": rows, "best": metrics, "last": metrics,
-        "settings": settings, "hits": `read_hits`, "record": run.json}.
-
-    Raises:
-        InputError: there are no finished runs, the files of a run cannot be read, or two runs have the same settings
-            and seed.
-    """
-    found = [read_run(path.parent) for path in sorted(Path(folder).rglob("result.json"))]
-    if not found:
-        raise InputError(f"{folder}: contains no finished run; run compare.sh first")
-    runs, texts = defaultdict(list), distinctions([entry["settings"] for entry in found])
-    for entry, text in zip(found, texts, strict=True):
-        method, alpha = describe(entry["settings"])
-        entry["place"] = list(METHODS).index(entry["settings"]["method"]), text, alpha or 0
-        entries = runs[f"{method}{text}", alpha]
-        for other in entries:
-            if other["settings"]["random_seed"] == entry["settings"]["random_seed"]:
-                raise InputError(
-                    f"{entry['folder']}: has the same settings and seed as {other['folder']}; move one of the two away"
-                )
-        entries.append(entry)
-    return dict(sorted(runs.items(), key=lambda item: item[1][0]["place"]))
-
-
-def read_run(folder):
-    """Read the files of a finished run and return its entry for `collect`.
-
-    Linear probes are in best.json and last.json, which compare.sh writes; without these files there are none.
-
-    Raises:
-        InputError: a file cannot be read.
-    """
-    try:
-        entry = json.loads((folder / "result.json").read_text()) | {"folder": folder}
-        entry["log"] = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        held_out = {row["epoch"]: row["fused"] for row in entry["log"] if row.get("split") == "val"}
-        for name in ("best", "last"):
-            path = folder / f"{name}.json"
-            probes = json.loads(path.read_text())["linear_probe"] if path.exists() else {}
-            epoch = entry[name].pop("epoch", None)
-            entry[name] |= {f"probe {branch}": value for branch, value in (probes or {}).items()}
-            entry[name]["held-out"] = held_out.get(epoch)
-        entry["hits"] = read_hits(folder / "predictions.csv")
-        entry["settings"] = resolve(entry["settings"])
-        record = folder / RECORD
-        entry["record"] = read_record(record) if record.exists() else {}
-        return entry
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-        raise InputError(f"{folder}: not a finished run ({error}); train it again, or run compare.sh again") from None
-
-
-def distinctions(settings):
-    """Return a text for each run with its settings that differ from those of most runs: ", <setting> <value>, ..".
-
-    Method, alpha and seed are not included. The text is "" if no setting differs.
-
-    Args:
-        settings: list of the settings of all runs.
-    """
-    majority = majority_values(settings)
-    return [
-        "".join(
-            f", {name} {format_value(each[name])}"
-            for name in majority
-            if name in each and format_value(each[name]) != majority[name]
-        )
-        for each in settings
-    ]
-
-
-def majority_values(settings):
-    """Return the most frequent value of each setting in which runs differ: {name: value as text}.
-
-    Method, alpha and seed are not included. Of equally frequent values, the default of the flag comes first.
-
-    Args:
-        settings: list of the settings of all runs.
-    """
-    majority = {}
-    for name in sorted(set().union(*settings) - UNLISTED):
-        counts = Counter(format_value(each[name]) for each in settings if name in each)
-        if len(counts) > 1:
-            default = format_value(DEFAULTS.get(name))
-            majority[name] = max(counts, key=lambda value: (counts[value], value == default))
-    return majority
-
-
-def read_hits(path):
-    """Read which test clips the best epoch of a run classified correctly, from the file of valid.py --predictions.
-
-    Returns:
-        {branch: {clip: bool}}, or None without the file, as in runs of older versions.
-
-    Raises:
-        OSError, KeyError: the file cannot be read, or a column is missing.
-    """
-    if not path.exists():
-        return None
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    branches = [name for name in rows[0] if name not in ("clip", "true") and " probability" not in name] if rows else []
-    return {branch: {row["clip"]: row[branch] == row["true"] for row in rows} for branch in branches}
 
 
 def find_reference(runs, name):
@@ -202,12 +75,6 @@ def compare(runs, reference):
     return differences
 
 
-def branches_of(runs):
-    """Return the branches of all runs, without duplicates, "fused" first."""
-    names = (name for entries in runs.values() for entry in entries for name in entry["best"])
-    return list(dict.fromkeys(name for name in names if name != "held-out" and not name.startswith("probe ")))
-
-
 def columns_of(runs):
     """Return the accuracy columns of the table: branches, linear probes, and fused accuracy on held-out clips."""
     branches = branches_of(runs)
@@ -217,16 +84,6 @@ def columns_of(runs):
 def rows_of(runs_hits):
     """Return the {clip: bool} of R runs as an array (R, N), with the clips sorted by name."""
     return np.array([[hits[clip] for clip in sorted(hits)] for hits in runs_hits])
-
-
-def mean_and_deviation(values):
-    """Return mean and sample standard deviation of accuracies; (None, None) if a run has none.
-
-    The deviation of a single value is None.
-    """
-    if None in values:
-        return None, None
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def tabulate(runs, differences):
@@ -339,135 +196,6 @@ def origins(runs, folder):
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def new_figure(branches):
-    """Return a figure with a panel per branch, side by side: (figure, {branch: axes})."""
-    figure = Figure(figsize=(4 * len(branches), 4), layout="constrained")
-    panels = figure.subplots(1, len(branches), sharey=True, squeeze=False)[0]
-    for branch, axes in zip(branches, panels, strict=True):
-        axes.set_title(branch)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("accuracy")
-    return figure, dict(zip(branches, panels, strict=True))
-
-
-def draw(axes, x, values, band=True, **style):
-    """Draw a line of means with a band of one standard deviation; values[k] are the accuracies of all seeds at x[k]."""
-    means, deviations = zip(*(mean_and_deviation(seeds) for seeds in values), strict=True)
-    (line,) = axes.plot(x, means, marker="o", markersize=3, **style)
-    if not band:
-        return
-    low, high = (
-        [mean + sign * (deviation or 0) for mean, deviation in zip(means, deviations, strict=True)] for sign in (-1, 1)
-    )
-    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-
-
-def save_with_legend(figure, panels, path):
-    """Write the figure to `path` with one legend below its panels."""
-    entries = {}
-    for axes in panels.values():
-        entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    columns = max(1, min(5, 130 // (8 + max(map(len, entries)))))  # as many as fit into the width of the figure
-    figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns)
-    save_figure(figure, path)
-
-
-def plot_curves(runs, path):
-    """Draw the accuracy per epoch: a panel per branch, a line per method with a band of one standard deviation."""
-    figure, panels = new_figure(branches_of(runs))
-    for number, (key, entries) in enumerate(runs.items()):
-        epochs = range(min(len(entry["log"]) for entry in entries))
-        for branch, axes in panels.items():
-            values = [[entry["log"][epoch].get(branch) for entry in entries] for epoch in epochs]
-            if None not in values[0]:
-                draw(axes, epochs, values, len(runs) <= MAX_BANDS, label=label(*key), color=f"C{number}")
-    for axes in panels.values():
-        axes.set_xlabel("epoch")
-        axes.set_xlim(left=-0.3)
-        axes.set_ylim(-0.02, 1.02)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    save_with_legend(figure, panels, path)
-
-
-def plot_alphas(runs, path):
-    """Draw the best epoch's accuracy against alpha for methods with several alphas; without any, write no file."""
-    path.unlink(missing_ok=True)
-    methods = defaultdict(dict)
-    for (method, alpha), entries in runs.items():
-        if alpha is not None:
-            methods[method][alpha] = entries
-    methods = {method: alphas for method, alphas in methods.items() if len(alphas) > 1}
-    if not methods:
-        return
-    figure, panels = new_figure(branches_of(runs))
-    for method, alphas in methods.items():
-        for branch, axes in panels.items():
-            values = [[entry["best"].get(branch) for entry in entries] for entries in alphas.values()]
-            draw(axes, list(alphas), values, label=method)
-            axes.set_xlabel("alpha")
-    save_with_legend(figure, panels, path)
-
-
-def reach(found):
-    """Return the limits (left, right) of a panel's axis that shows the Differences `found`.
-
-    The limits include all intervals, but each limit is at most three times as far from 0 as the median interval goes.
-    Otherwise one method that fails would squeeze all others.
-    """
-    limit = 3 * statistics.median(max(-each.low, each.high, 0.001) for each in found)
-    return max(min(each.low for each in found), -limit), min(max(each.high for each in found), limit)
-
-
-def draw_difference(axes, place, found, left, right):
-    """Draw the point and the interval of the Difference `found` in row `place` of a panel.
-
-    The point is filled if its interval excludes 0. An arrowhead at the edge means that the interval continues beyond
-    it. A number next to the arrowhead is the value of a point beyond the edge.
-
-    Args:
-        axes: axes of the panel.
-        place: number of the row.
-        found: a Difference.
-        left, right: limits of the panel, in points.
-    """
-    mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
-    colour = "grey" if not found.clear else "C2" if mean > 0 else "C3"
-    axes.plot(np.clip([low, high], left, right), [place, place], color=colour, linewidth=2)
-    if low < left:
-        axes.plot(left, place, "<", color=colour, zorder=3)
-    if high > right:
-        axes.plot(right, place, ">", color=colour, zorder=3)
-    if left <= mean <= right:
-        face = colour if found.clear else "white"
-        axes.plot(mean, place, "o", color=colour, markerfacecolor=face, zorder=3)
-    else:
-        edge, inward, side = (left, 8, "left") if mean < left else (right, -8, "right")
-        placement = {"xytext": (inward, 0), "textcoords": "offset points", "ha": side, "va": "center"}
-        axes.annotate(f"{mean:+.1f}", (edge, place), color=colour, **placement)
-
-
-def plot_differences(differences, reference, path):
-    """Draw the differences with their intervals: a panel per branch, a row per method; without any, write no file."""
-    path.unlink(missing_ok=True)
-    drawn = {key: found for key, found in differences.items() if found}
-    if not drawn:
-        return
-    figure, panels = new_figure(list(dict.fromkeys(branch for found in drawn.values() for branch in found)))
-    figure.set_figheight(1.6 + 0.35 * len(drawn))
-    for branch, axes in panels.items():
-        axes.axvline(0, color="black", linewidth=1)
-        places = {place: found[branch] for place, found in enumerate(drawn.values()) if branch in found}
-        edges = [100 * value for value in reach(places.values())] if places else []
-        for place, found in places.items():
-            draw_difference(axes, place, found, *edges)
-        axes.set_xlabel(f"points, minus {label(*reference)}")
-        axes.set_ylim(len(drawn) - 0.5, -0.5)
-    first, *_ = panels.values()
-    first.set_ylabel("")
-    first.set_yticks(range(len(drawn)), [label(*key) for key in drawn])
-    save_figure(figure, path)
 
 
 def main():

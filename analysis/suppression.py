@@ -13,7 +13,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.comparison import distinctions
+from analysis.runs import distinctions
 from engine.figures import save_figure
 from engine.folder import RECORD, read_record
 from engine.settings import label as name_of

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import comparison, runner
+from analysis import comparison, comparison_figures, runner
 from analysis.significance import Difference, difference
 from engine.settings import parse_training
 from methods import METHODS
@@ -269,14 +269,14 @@ def test_a_reference_is_found_by_its_method_or_rejected(tmp_path, output_of, rej
 
 def test_figures_cut_off_a_method_that_fails_and_mark_it_with_arrowheads(tmp_path, monkeypatch):
     near = [Difference(mean, mean - 0.02, mean + 0.02, 0.5, 3) for mean in (-0.03, 0.0, 0.04)]
-    assert comparison.reach(near) == pytest.approx((-0.05, 0.06))  # all of them
+    assert comparison_figures.axis_limits(near) == pytest.approx((-0.05, 0.06))  # all of them
     wide, failed = Difference(0.0, -0.9, 0.9, 0.9, 3), Difference(-0.8, -0.9, -0.7, 0.001, 3)
-    assert comparison.reach([*near, failed]) == pytest.approx((-0.165, 0.06))  # 3 times the median of how far they go
+    assert comparison_figures.axis_limits([*near, failed]) == pytest.approx((-0.165, 0.06))  # 3 times the median
     figures = []
-    monkeypatch.setattr("analysis.comparison.save_figure", lambda figure, _: figures.append(figure))
+    monkeypatch.setattr("analysis.comparison_figures.save_figure", lambda figure, _: figures.append(figure))
     near = [Difference(mean, mean - 0.02, mean + 0.02, 0.5, 3) for mean in (0.0, 0.01, 0.0)]
     found = {("all", k): {"fused": each} for k, each in enumerate([*near, wide, failed])}
-    comparison.plot_differences(found, ("all", 9), tmp_path / "x.png")
+    comparison_figures.plot_differences(found, ("all", 9), tmp_path / "x.png")
     axes = figures[0].axes[0]
     markers = [(line.get_marker(), line.get_ydata()[0]) for line in axes.lines if line.get_marker() in "<o>"]
     assert markers == [("o", 0), ("o", 1), ("o", 2), ("<", 3), (">", 3), ("o", 3), ("<", 4)]
