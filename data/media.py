@@ -196,10 +196,8 @@ class Media:
         if name in ("flv", "matroska,webm"):  # one length for all streams
             pairs = [((self.container.duration or 0) / av.time_base, max(ends.values(), default=0))]
         elif name == "avi" or name.startswith("mov"):
-            for index, stream in streams.items():
-                length = (
-                    stream.frames if name == "avi" else stream.duration
-                )  # an AVI's duration describes what is left of it
+            for index, stream in streams.items():  # an AVI's duration is that of the part that is left
+                length = stream.frames if name == "avi" else stream.duration
                 if length and not stream.disposition & Disposition.attached_pic:
                     pairs.append((start_of(stream) + length * stream.time_base, ends.get(index, 0)))
         for promised, end in pairs:
@@ -210,8 +208,7 @@ class Media:
 
 def set_time(output, media, reason):
     """Give an output the video's modification time, 0 if the video is damaged; data/extraction.py compares it."""
-    time = 0 if reason else media.time
-    os.utime(output, ns=(time, time))
+    os.utime(output, ns=(0, 0) if reason else (media.time, media.time))
 
 
 def first_error(log):
@@ -246,9 +243,8 @@ def codec_of(stream):
 
 def best_audio(container):
     """Return the audio stream to extract: the default one, then the one with most channels."""
-    if not container.streams.audio:
+    if not (audio := container.streams.audio):
         raise SilentClip("no audio track")
-    audio = container.streams.audio
     return max(audio, key=lambda each: (each.disposition & Disposition.default, getattr(each, "channels", 0)))
 
 
