@@ -158,10 +158,10 @@ def test_readme_is_short_and_lists_all_pages_and_design_every_module():
     assert len(README.splitlines()) <= 200
     for page in (ROOT / "docs").glob("*.md"):
         assert f"](docs/{page.name})" in README, page
-    tree = (ROOT / "docs" / "design.md").read_text().split("## Rooms")[1]
+    tree = (ROOT / "docs" / "design.md").read_text().split("## Packages")[1]
     for path in project_files("*.py"):
-        rooms = ("analysis", "engine", "dataset", "data", "methods", "models", "utils")
-        if path.parent.name in rooms and not path.stem.startswith("__"):
+        packages = ("analysis", "engine", "dataset", "data", "methods", "models", "utils")
+        if path.parent.name in packages and not path.stem.startswith("__"):
             assert re.search(rf"\b{path.stem}\b", tree), path
 
 
