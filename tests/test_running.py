@@ -93,15 +93,15 @@ shift; exec "$@"
     ],
     ids=["little memory and a full disk", "memory that others fill", "memory that cannot be written"],
 )
-def test_file_systems_that_are_full_or_read_only(corpus, tmp_path, options, epochs, status, expected):
+def test_file_systems_that_are_full_or_read_only(few, tmp_path, options, epochs, status, expected):
     """As in a container. Without any shared memory, decoding and loading have no workers."""
     (tmp_path / "board").mkdir()
     if epochs == 1000:
         (tmp_path / "full").touch()
-    flags = ["--image_size", 224, "--batch_size", 8, "--modality", "audio", "--cache_path", tmp_path / "cache"]
+    flags = ["--image_size", 224, "--batch_size", 6, "--modality", "audio", "--cache_path", tmp_path / "cache"]
     flags += ["--use_tensorboard", "--tensorboard_path", tmp_path / "board"] if epochs == 2 else []
     command = ["unshare", "-m", "sh", "-c", MOUNT.format(options), "sh", tmp_path, sys.executable]
-    command += training(corpus, tmp_path / "run", *flags, "--epochs", epochs)
+    command += training(few, tmp_path / "run", *flags, "--epochs", epochs)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     lines = done.stderr.splitlines()
     assert done.returncode == status and len(lines) == len(expected), done.stderr
