@@ -123,7 +123,7 @@ def extract_all(source, kind, videos, missing, args):
             results, failures, kept = extract_changed(function, jobs, args.workers)
         finally:
             remove(unfinished)
-    write_failures(report, failures | {name: f"kept: {reason}" for name, reason in kept.items()})
+        write_failures(report, failures | {name: f"kept: {reason}" for name, reason in kept.items()})
     print_summary(results, failures, missing, report, kept)
     if not results.total():
         raise InputError(f"{report}: no clip could be processed, the reasons are in it")

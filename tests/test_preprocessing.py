@@ -118,6 +118,7 @@ EXTRACT, EXTRACT_KINETICS, SPLIT = "CREMAD/video_preprocessing", "kinect400/vide
         (EXTRACT, ["VideoFlash/"], "", "{}: no video of the dataset"),
         (EXTRACT, [], "", "{}/VideoFlash: No such file"),
         (EXTRACT, ["VideoFlash/a.flv"], "", "{}/failed_frames.csv: no clip could be processed"),
+        (EXTRACT, ["VideoFlash/a.flv"], "--target {}/new/a", "{}/new/a/failed_frames.csv: no clip could be processed"),
         (EXTRACT_KINETICS, ["raw/train/c/", "raw/val/c/"], "", "{}/raw: no video in a folder train/<class>/.*--source"),
         (EXTRACT_KINETICS, ["raw/train/x.mp4", "raw/val/"], "", "{}/raw: .*1 are outside of such folders.*--source"),
         (SPLIT, ["AudioWAV/", "Image-01-FPS/"], "", "video_preprocessing"),
@@ -134,7 +135,7 @@ def test_what_cannot_be_extracted_or_split_is_one_line(tmp_path, rejected, scrip
     folder = {SPLIT: ["--split_path", tmp_path / "out"], EXTRACT_KINETICS: ["--source", tmp_path / "raw"]}.get(
         script, []
     )
-    error = rejected(f"data/{script}.py", "--root", tmp_path, *folder, *flags.split())
+    error = rejected(f"data/{script}.py", "--root", tmp_path, *folder, *flags.format(tmp_path).split())
     assert re.search(words.format(tmp_path), error) and not (tmp_path / "out").exists()
 
 
