@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # DGL on your own videos: extract audio and frames, train, then validate the best epoch.
 # Hardware:  CPU cores or one GPU.
-# Time:      2 minutes on two CPU cores for 30 videos of 1 to 2 s.
+# Time:      2 to 3 minutes on two CPU cores for 30 videos of 1 to 2 s.
 # Data:      root/<class>/<video>, a fifth of each class is held out for testing; or root/train/<class>/<video> and
 #            root/test/<class>/<video>; see data/Folder/README.md.
 # Edit a setting below, or set it as an environment variable for one run. Flags of main_dgl.py override settings. Every
