@@ -45,7 +45,7 @@ def mnist():
 
 @pytest.fixture(scope="module")
 def raw(mnist, tmp_path_factory):
-    """The raw form: 80 recordings, each a tone of its own, and 110 images; not to be changed by a test."""
+    """Return the raw form: 80 recordings, each a tone of its own, and 110 images; not to be changed by a test."""
     root = tmp_path_factory.mktemp("raw") / "AV-MNIST"
     (root / "recordings").mkdir(parents=True)
     for number, clip_id in enumerate(f"{d}_{who}_{take}" for d in range(10) for who in SPEAKERS for take in TAKES):
@@ -60,7 +60,7 @@ def raw(mnist, tmp_path_factory):
 
 @pytest.fixture
 def root(raw, tmp_path):
-    """A copy of the raw form, to be changed."""
+    """Return a copy of the raw form, to be changed."""
     return shutil.copytree(raw, tmp_path / "AV-MNIST")
 
 
@@ -117,7 +117,7 @@ def test_lists_of_the_users_own_are_kept(root, rejected):
 
 
 def test_fewer_takes_for_training_of_every_speaker_and_digit(root, tmp_path):
-    """The same pairs and the same test list; another seed draws others, once its pairs are there."""
+    """Check that pairs and test list stay the same, and that another seed draws other takes once its pairs exist."""
     run_here(make_pairs, "--root", root)
     whole = tree(root)
     for name in ("few", "again"):
@@ -131,7 +131,7 @@ def test_fewer_takes_for_training_of_every_speaker_and_digit(root, tmp_path):
 
 
 def test_noise_of_a_known_ratio_that_falls_with_frequency(root, tmp_path, rejected):
-    """Recordings and their pairs stay; noise is drawn by the seed for each recording, and is the same again."""
+    """Check that recordings and pairs stay, and that the seed draws the same noise again for each recording."""
     run_here(make_pairs, "--root", root)
     whole = tree(root)
     for name in ("noise", "again"):

@@ -180,7 +180,7 @@ def test_bad_input_is_one_line_and_leaves_no_file(rejected, root, script, flags,
 
 @pytest.mark.parametrize("script", [CREMAD_FRAMES, AVE_FRAMES, AVE_AUDIO])
 def test_videos(rejected, root, script):
-    """No clip can be decoded, whatever is in its file; the list of failures is all that is left."""
+    """Check files of which no clip can be decoded: only the list of failures is written."""
     write(root / "Image-01-FPS", None)
     for name in ("train", "val", "test"):
         (root / f"{name}Set.txt").write_text("".join(f"Banjo&{k}&good&0&10\n" for k in range(len(VIDEOS))))
@@ -196,7 +196,7 @@ def test_videos(rejected, root, script):
 
 
 def test_a_checkpoint_names_no_file_to_write(root):
-    """A stranger's settings may describe the data, but not set files to write."""
+    """Check that a stranger's settings may describe the data, but not set files to write."""
     saved = torch.load("best.pth", weights_only=True)
     settings = saved["settings"] | {"json": str(root / "mine"), "cache_path": str(root / "there")}
     (root / "mine").write_text("mine")

@@ -17,7 +17,7 @@ def loader_of(corpus, split, **changes):
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4] * 4), (9, [9] * 2), (10, [10]), (18, [18]), (64, [18])])
 def test_training_batches_are_of_equal_size(corpus, batch_size, sizes):
-    """The rest of 18 clips is dropped, other clips each epoch; fewer clips than a batch are one batch of all."""
+    """Check that the rest of 18 clips is dropped, other clips each epoch; fewer clips than a batch are one batch."""
     loader, epochs = loader_of(corpus, "train", batch_size=batch_size), []
     for loader.dataset.epoch in range(3):
         batches = list(loader)
@@ -49,7 +49,7 @@ def train(corpus, folder, *flags):
 
 @pytest.mark.parametrize("method", ["dgl", "visual"])
 def test_fewer_clips_than_a_batch_are_one_batch_of_all(corpus, small, tmp_path, capsys, method):
-    """Training and accuracies are those with as large a batch as there are clips; a warning names the flag."""
+    """Check that a run equals one whose batch size is the number of clips, and that a warning names the flag."""
     expected = train(corpus, tmp_path / "18", "--batch_size", 18, "--method", method)
     capsys.readouterr()
     for size in (19, 300):  # 300: BatchNorm is refreshed over 256 clips

@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def moved(corpus, tmp_path):
-    """The corpus of 18 and 6 clips, to be changed, without a cache."""
+    """Return the corpus of 18 and 6 clips, to be changed, without a cache."""
     return shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
 
 
@@ -160,7 +160,7 @@ def test_a_file_that_is_lost_while_it_is_used_does_no_harm(moved):
 
 
 def test_a_clip_that_cannot_be_decoded_is_remembered_until_its_file_changes(moved, decoded, monkeypatch):
-    """An unreadable file is not remembered: permission to read it changes neither its size nor its time."""
+    """Check that an unreadable file is not remembered: permission to read it changes neither size nor time."""
     dataset, expected = items(moved, cache_gb=0)
     wav = Path(dataset.clips[7].wav)
     with monkeypatch.context() as patch:
@@ -259,7 +259,7 @@ def test_a_decoder_that_hangs_costs_its_clip(moved, monkeypatch):
 
 
 def test_training_continues_without_damaged_clips_and_lists_each(moved, tmp_path, small, capsys, rejected):
-    """An eighth of the clips, drawn at random; one more has no audio at all."""
+    """Damage an eighth of the clips, drawn at random; one more has no audio at all."""
     rng = random.Random(0)
     *chosen, silent = rng.sample(sorted(path.stem for path in (moved / "AudioWAV").glob("*.wav")), 4)
     for clip_id in chosen:

@@ -202,7 +202,7 @@ class OneClip(AudioVisual):
 
 
 def test_audio_is_cropped_anywhere_in_training_and_in_the_middle_in_evaluation(tmp_path, monkeypatch):
-    """Samples that are their own index: 12 s, cropped to 5 s; and 4 s, repeated to 10 s before."""
+    """Read samples that are their own index: 12 s, cropped to 5 s; and 4 s, repeated to 10 s before."""
     args = settings("KineticSound", tmp_path, num_frame=1)
     monkeypatch.setattr(clips, "log_spectrogram", lambda samples, audio: torch.as_tensor(samples))
     monkeypatch.setattr(clips, "load_image", lambda path: torch.zeros(40, 40, 3, dtype=torch.uint8))

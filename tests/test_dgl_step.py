@@ -171,7 +171,7 @@ def test_in_bfloat16_the_gradients_go_the_same_ways(fusion_method, encoders):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc/self/status")
 def test_a_step_needs_at_most_0_55_of_a_plain_steps_tensors(monkeypatch):
-    """Of 16 clips; of more, activations are more and the ratio is smaller. The process's memory is benchmark.py's."""
+    """Compare steps of 16 clips. Larger batches have a smaller ratio. benchmark.py measures the process's memory."""
     from tests.method_costs import peak_of_tensors  # which imports this module
 
     monkeypatch.setattr(benchmark, "take_turns", lambda ways, rounds: {name: way() for name, way in ways.items()})

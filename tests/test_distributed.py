@@ -28,7 +28,7 @@ TWO = [*LAUNCH, "--standalone", "--nproc_per_node", "2"]
 
 @pytest.fixture(scope="module")
 def runs(corpus, tmp_path_factory):
-    """Both ways to train RUNS, on 18 clips, tested on 5 that two processes cannot share evenly.
+    """Train RUNS in both ways, on 18 clips, tested on 5 that two processes cannot share evenly.
 
     The two are started on a machine whose name does not resolve, as in some containers, where that can be done.
     """
@@ -93,7 +93,7 @@ def test_several_gpus_in_one_process_are_rejected_with_what_to_do(capsys, runs, 
     ],
 )
 def test_what_the_first_process_rejects_is_reported_once(runs, forking, flags, folder, message):
-    """Both processes find it; one reports it, and neither waits for the other."""
+    """Check that both processes find it, one reports it, and neither waits for the other."""
     command = ["main_dgl.py", "--train", "--device", "cpu", *data_flags(runs / "corpus"), *SMALL, *flags]
     environment = ENVIRONMENT | {launcher.PYTHON: str(forking / ".venv" / "bin" / "python")}
     done = run_fork(*TWO, *command, "--ckpt_path", runs / folder, check=False, environment=environment)
@@ -116,7 +116,7 @@ def two_nodes(epochs, corpus, out):
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_two_machines_report_what_valid_reports_of_their_best_epoch(few, tmp_path, epochs):
-    """Process 0 writes best.pth and the others wait for it, also where each machine has a first process of its own."""
+    """Check that the others wait for best.pth, which process 0 writes, if each machine has a first process."""
     for node in two_nodes(epochs, few, tmp_path / "run"):
         _, error = node.communicate(timeout=300)
         assert node.returncode == 0, error

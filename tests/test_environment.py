@@ -32,7 +32,7 @@ def started(code, **changes):
 
 
 def test_figures_are_the_same_whatever_the_settings_of_matplotlib():
-    """A backend as in a notebook, and a file of settings that is no text."""
+    """Set a backend as in a notebook, and a file of settings that is not text."""
     code = "import engine.figures, matplotlib as m; print(m.get_backend(), m.rcParams['figure.dpi'])"
     changes = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": "/proc/self/exe"}
     assert started(code, **changes) == "agg 100.0"
@@ -48,7 +48,7 @@ def test_half_of_a_launchers_variables_is_one_process(given):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
 def test_without_a_home_packages_get_a_folder_of_this_user():
-    """As in a container that is started as another user: /root is no home for the user 12345."""
+    """Run as in a container that is started as another user: /root is no home for the user 12345."""
     code = "import os, utils; print(os.environ.get('NUMBA_CACHE_DIR'))"
     become = "import os; os.setgid(12345); os.setuid(12345); "
     with tempfile.TemporaryDirectory() as temporary:  # pytest's own folders are closed to other users
@@ -71,7 +71,7 @@ def test_a_file_name_that_is_not_utf8_does_not_end_a_run(tmp_path, monkeypatch):
 
 
 def test_rows_that_repeat_are_left_out_or_rejected_where_they_differ(tmp_path, capsys):
-    """A video of AVE may have several events; each is kept."""
+    """Check that several events of a video of AVE are kept."""
     warn_once.cache_clear()
     path, of_ave = tmp_path / "train.csv", tmp_path / "trainSet.txt"
     path.write_text("a,ANG\nb,SAD\na,ANG\na,ANG\n")
@@ -114,7 +114,7 @@ def test_a_home_folder_is_expanded_in_every_form(monkeypatch):
 
 
 def test_an_output_folder_on_another_disk(tmp_path, monkeypatch):
-    """Renaming fails across disks; the file is whole or not there, and nothing else is left."""
+    """Check that, though renaming fails across disks, the file is whole or not there, and nothing else is left."""
     real = files.Path.rename
 
     def rename(path, target):
@@ -160,7 +160,7 @@ def test_checkpoints_as_others_write_them(tmp_path, kind):
 
 
 def test_the_reason_is_the_operating_systems(tmp_path, monkeypatch):
-    """Permissions are reported as such; root may read everything, so the error is simulated."""
+    """Check that permissions are reported as such. The error is simulated, because root may read everything."""
     (tmp_path / "best.pth").write_bytes(b"")
     (tmp_path / "train.csv").write_text("a,ANG\n")
     real = open

@@ -17,13 +17,13 @@ from utils.config import PATHS, TRAINING
 
 @pytest.fixture
 def flags(few):
-    """Flags of a run of an epoch on the few clips."""
+    """Return the flags of a run of an epoch on the few clips."""
     return [*data_flags(few), *SMALL, "--batch_size", 6, "--num_workers", 0, "--epochs", 1]
 
 
 @pytest.fixture
 def base(flags, tmp_path, monkeypatch):
-    """The folder of a run with these flags, in an empty folder."""
+    """Return the folder of a run with these flags, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path / folder_of(settings_of(*flags))
 
@@ -83,7 +83,7 @@ def test_the_name_follows_the_settings_and_nothing_on_the_disk(base, flags, chan
     ],
 )
 def test_a_datasets_script_has_the_shortest_name(script, name):
-    """The settings at its top are the dataset's defaults."""
+    """Check that the settings at its top are the dataset's defaults."""
     text = (ROOT / script).read_text()
     values = dict(re.findall(r"^(\w+)=\$\{\w+:-(\S+)\}", text, re.MULTILINE))
     typed = re.search(r"^train_and_validate (.*) \"\$@\"$", text, re.MULTILINE)[1].split()
@@ -146,7 +146,7 @@ def test_other_settings_and_data_start_other_runs_and_the_same_resume(
 
 
 def test_a_finished_run_without_its_checkpoints_is_left_alone(train, base, flags, rejected):
-    """As where last.pth, the largest file, was removed to save disk: nothing of the run is lost or written over."""
+    """Remove last.pth, the largest file, as users do to save disk: nothing of the run is lost or overwritten."""
     train()
     (base / "last.pth").unlink()
     before, here = contents(base), ["--ckpt_path", base]
@@ -182,7 +182,7 @@ def test_a_typed_folder_with_another_run_is_rejected_before_decoding_or_overwrit
 
 
 def test_a_record_makes_the_run_again(train, flags, tmp_path, rejected):
-    """--config starts it elsewhere, --resume resumes it where it is; what is typed overrides the record."""
+    """Check that --config starts it elsewhere, --resume resumes it in place, and typed flags override the record."""
     changes = ["--fusion_method", "sum", "--learning_rate", 0.01]
     train("--alpha", 2, *changes)
     folder = tmp_path / folder_of(settings_of(*flags, "--alpha", 2, *changes))

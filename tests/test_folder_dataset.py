@@ -25,7 +25,7 @@ def write_class(folder, name, clips, seconds=2):
 
 @pytest.fixture(scope="session")
 def mine(tmp_path_factory):
-    """Three classes of four clips for training, one of which has no audio, and one that loses all of its clips."""
+    """Return three classes of four training clips, one without audio, and a class that loses all of its clips."""
     root = tmp_path_factory.mktemp("mine") / "my videos"
     for name in CLASSES:
         write_class(root / "train", name, 4)
@@ -42,7 +42,7 @@ def mine(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def flat(mine, tmp_path_factory):
-    """The same training clips in class folders directly below the root."""
+    """Return the same training clips in class folders directly below the root."""
     root = shutil.copytree(mine / "train", tmp_path_factory.mktemp("flat") / "videos")
     run_here(EXTRACT, "--root", root, "--workers", 2)
     return root

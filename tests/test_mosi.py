@@ -21,7 +21,7 @@ CLIPS = {"train": 40, "test": 12}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Files of the published form: text gives the label, audio and video are noise, and one column is constant."""
+    """Write files of the published form: text gives the label, audio and video are noise, one column is constant."""
     folder, rng = tmp_path_factory.mktemp("mosi"), np.random.default_rng(0)
     for split, count in CLIPS.items():
         labels = np.arange(count) % 2
@@ -66,7 +66,7 @@ def test_val_ratio_holds_out_by_class_and_seed(root):
 
 
 def test_ogm_modulates_all_parameters_of_encoders_without_convolutions():
-    """An encoder gets k times its gradient of joint training; k in numbers: tests/test_three_modalities.py."""
+    """Check that an encoder gets k times its gradient of joint training; test_methods_gradients.py checks k."""
     torch.manual_seed(0)
     inputs, label = {name: torch.randn(8, width) for name, width in MOSI.inputs.items()}, torch.arange(8) % 2
     gradients = {}

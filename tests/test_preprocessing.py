@@ -186,7 +186,7 @@ ODD_NAMES = [
 
 
 def test_frames_and_audio_of_clips_with_any_name(tmp_path, extract, monkeypatch):
-    """H.264 or MPEG-4 video with AAC audio, and a silent, a short and a broken clip."""
+    """Extract H.264 or MPEG-4 video with AAC audio, and a silent, a short and a broken clip."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "raw" / "train" / "playing guitar"
     (tmp_path / "raw" / "val").mkdir(parents=True)
@@ -236,7 +236,7 @@ def working_in(folder):
     [("mp4_to_wav.py", "Audios/*.wav", []), ("video_preprocessing.py", "Image-05-FPS-SE/[!.]*", ["--fps", "5"])],
 )
 def test_killed_runs_leave_nothing_half_written(tmp_path, script, pattern, flags):
-    """Only the parent is killed: its workers have to end by themselves."""
+    """Kill the parent only: its workers have to end by themselves."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     (killed / "AVE").mkdir(parents=True)
     streams = ["-f", "lavfi", "-i", "testsrc2=size=640x360:rate=25", "-f", "lavfi", "-i", "sine"]
@@ -328,7 +328,7 @@ def test_splits_by_emotion_and_by_actor(tmp_path):
 
 
 def test_hard_clips_of_the_demo_are_as_long_with_more_noise_and_weaker_faces(tmp_path, monkeypatch):
-    """A voice starts with noise alone, of which a few samples show little: the median of the clips counts."""
+    """Compare the noise before each voice starts, by the median of all clips, because it has few samples."""
     monkeypatch.chdir(tmp_path)
     for grade in ("easy", "hard"):
         run_here(make_clips, "--grade", grade, "--clips_per_class", 2)

@@ -128,7 +128,7 @@ def test_evaluation_frames_are_evenly_spaced_and_training_frames_drawn_in_order_
 
 
 def read_epochs(root, **changes):
-    """All batches of two epochs, shuffled and augmented, with the global generator disturbed in between."""
+    """Return all batches of two epochs, shuffled and augmented, with the global generator disturbed in between."""
     loader = build_loader(settings(root, batch_size=6, **changes), "train", torch.device("cpu"))
     batches = []
     for epoch in range(2):
@@ -158,7 +158,7 @@ def test_training_data_follow_seed_epoch_and_clip_alone(corpus):
 
 
 def test_clips_without_audio_or_frames_are_skipped_and_lists_may_be_of_windows(corpus, tmp_path):
-    """A byte order mark, other ends of lines, and an empty last line are ignored."""
+    """Check that a byte order mark, other ends of lines, and an empty last line are ignored."""
     listed = (corpus / "test.csv").read_text()
     text = "1099_D00_SAD_XX,SAD\n" + listed + "\n"
     (tmp_path / "test.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())

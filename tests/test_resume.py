@@ -28,7 +28,7 @@ def command(corpus, folder, *flags):
 
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory):
-    """The folder of a run of two epochs with small encoders, which nothing interrupts."""
+    """Return the folder of a run of two epochs with small encoders, which nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
@@ -57,7 +57,7 @@ INTERRUPTIONS += [("evaluate_epoch", 1, signal.SIGHUP, 1), ("save_epoch", 1, sig
 def test_an_interrupted_run_resumes_to_the_very_bits(
     whole, corpus, tmp_path, small, capsys, monkeypatch, name, call, number, epochs
 ):
-    """Also without the worker that the uninterrupted run had, and with a flag typed in another form."""
+    """Resume without the worker that the uninterrupted run had, and with a flag typed in another form."""
     flags = command(corpus, tmp_path / "run", "--num_workers", 0, "--lr_decay_step", "1")
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
@@ -93,7 +93,7 @@ def test_a_resumed_run_may_be_longer_and_elsewhere_but_not_another(whole, corpus
 
 
 def test_killed_runs_resume_to_the_very_bits(few, tmp_path, output_of, monkeypatch):
-    """The torture script, short: a kill, with the method that draws noise, on a few of the clips."""
+    """Run the torture script with one kill, a method that draws noise, and few clips."""
     monkeypatch.setattr(torture, "start", launcher.start)
     output = output_of(torture, few, tmp_path, "--kills", "1", "--method", "ogm_ge", "--batch_size", "6")
     assert "1 kills" in output and "the same run" in output and " 0 of them" not in output
@@ -151,7 +151,7 @@ def test_a_run_that_diverges_in_its_only_step_is_not_saved(corpus, tmp_path, sma
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
-    """The file may not grow beyond a megabyte, as on a full disk."""
+    """Limit the file to a megabyte, as on a full disk."""
     path = tmp_path / "last.pth"
     checkpoint.save(path, torch.nn.Linear(2, 2), {"alpha": 4.0})
     before = path.read_bytes()
@@ -176,7 +176,7 @@ class FileOfASignal(io.BytesIO):
 
 
 def test_a_signal_while_a_checkpoint_is_written_stays_a_signal(tmp_path, monkeypatch):
-    """PyTorch's writer raises an error of its own then, which is no fault of the disk."""
+    """Check that the error of PyTorch's writer is not reported as a fault of the disk."""
     monkeypatch.setattr(checkpoint, "replace_file", lambda path: closing(FileOfASignal()))
     with pytest.raises(Interrupted) as interruption:
         checkpoint.save(tmp_path / "last.pth", torch.nn.Linear(200, 200), {})

@@ -50,7 +50,7 @@ def has_started(run, times):
 
 
 def test_signals_end_the_script_of_a_dataset_and_the_same_command_resumes(few, forking, tmp_path):
-    """Each is sent to the shell alone. Flags that are typed after the script's name override its settings."""
+    """Send each to the shell alone, and check that flags after the script's name override its settings."""
     run = tmp_path / "run"
     flags = [*data_flags(few), *SMALL, "--batch_size", 6, "--num_workers", 0, "--alpha", 5, "--ckpt_path", run]
     command = ["bash", forking / "cramed_dgl.sh", *map(str, flags), "--epochs", "1000"]
@@ -94,7 +94,7 @@ shift; exec "$@"
     ids=["little memory and a full disk", "memory that others fill", "memory that cannot be written"],
 )
 def test_file_systems_that_are_full_or_read_only(few, tmp_path, options, epochs, status, expected):
-    """As in a container. Without any shared memory, decoding and loading have no workers."""
+    """Run as in a container. Without any shared memory, decoding and loading have no workers."""
     (tmp_path / "board").mkdir()
     if epochs == 1000:
         (tmp_path / "full").touch()
@@ -188,7 +188,7 @@ def test_a_run_with_workers_ends_with_all_of_them(few, tmp_path, how, status, me
 
 
 def test_a_temporary_folder_of_too_long_a_name_costs_the_workers(few, tmp_path):
-    """PyTorch would wait forever for the batches that its workers cannot hand over."""
+    """Check that loading has no workers: PyTorch would wait forever for batches that they cannot hand over."""
     long = tmp_path / ("x" * 120)
     long.mkdir()
     command = [sys.executable, *training(few, tmp_path / "run", "--epochs", 1)]
@@ -208,7 +208,7 @@ def test_workers_are_as_many_as_shared_memory_has_room_for(monkeypatch, capsys, 
 
 
 def test_a_log_gets_lines_now_and_then(monkeypatch, capsys):
-    """None of what is over at once; with no time between them, one for every count but the last."""
+    """Check that quick work prints no line, and that without a pause every count but the last has one."""
     lines = []
     for seconds in (progress.EVERY, 0):
         monkeypatch.setattr(progress, "EVERY", seconds)
@@ -224,7 +224,7 @@ def test_the_cores_that_are_allowed_are_taken(monkeypatch):
 
 
 def test_slurm_queues_the_job_again_and_not_one_from_elsewhere(tmp_path):
-    """With a script that ends as at SIGUSR1, and a scontrol that writes down its arguments."""
+    """Run a script that ends as at SIGUSR1, and a scontrol that records its arguments."""
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/arguments\n')
     (tmp_path / "scontrol").chmod(0o755)
     (tmp_path / "job.sh").write_text("exit 138\n")
@@ -238,7 +238,7 @@ def test_slurm_queues_the_job_again_and_not_one_from_elsewhere(tmp_path):
 
 
 def test_a_shell_with_a_search_path_for_folders_stays_in_the_project(tmp_path):
-    """With CDPATH set, `cd folder` of a script that is called by a relative name would lead elsewhere."""
+    """Set CDPATH, with which `cd folder` in a script called by a relative name would change to another folder."""
     elsewhere = tmp_path / ROOT.name / "utils"
     elsewhere.mkdir(parents=True)
     (elsewhere / "environment.sh").write_text("echo another project; exit 1\n")
@@ -268,7 +268,7 @@ fi
     ids=["old Python", "failed installation", ".venv without its Python", ".venv of another user"],
 )
 def test_a_python_that_cannot_be_used(tmp_path, python, mode, error):
-    """With a .venv whose Python is a link to a file of this mode, 0 for none."""
+    """Use a .venv whose Python is a link to a file of this mode, 0 for none."""
     (tmp_path / "utils").mkdir()
     for name in ("cramed_dgl.sh", "requirements.txt", "requirements-dev.txt", "utils/environment.sh"):
         shutil.copy(ROOT / name, tmp_path / name)

@@ -172,7 +172,7 @@ def test_a_wrong_flag_as_a_user_types_it(script):
 
 
 def test_python_can_profile_a_step(corpus, tmp_path):
-    """Under cProfile __main__ is the profiler."""
+    """Check that a step runs under cProfile, where __main__ is the profiler."""
     profile = ["-m", "cProfile", "-o", tmp_path / "profile", "main_dgl.py", "--gradient_report"]
     run_fork(*profile, *data_flags(corpus), *SMALL, "--num_workers", 0)
     assert "dgl_step" in {name for _, _, name in pstats.Stats(str(tmp_path / "profile")).stats}
@@ -202,7 +202,7 @@ def test_the_benchmark_of_an_epoch_runs(small_encoders, output_of):
 
 
 def test_docs_flags_md_is_generated_and_lists_what_the_scripts_take():
-    """If this fails, run `python -m utils.config > docs/flags.md`."""
+    """Compare the page with the parsers; if this fails, run `python -m utils.config > docs/flags.md`."""
     text = (ROOT / "docs" / "flags.md").read_text()
     assert text == as_markdown()
     of_data = set(re.findall(r"^\| `--(\w+)`", text.partition("## Data\n")[2].partition("##")[0], re.MULTILINE))

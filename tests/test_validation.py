@@ -40,7 +40,7 @@ def average_precision(relevant, scores):
 @pytest.mark.parametrize("present", [range(7), (0, 2, 5), (4,)], ids=["all classes", "three", "one"])
 @pytest.mark.parametrize("steps", [None, 4], ids=["", "ties"])
 def test_figures_are_those_of_scikit_learn(present, steps):
-    """Also of classes that are never predicted, or of which no clip is."""
+    """Check also classes that are never predicted, or that have no clip."""
     rng = np.random.default_rng(len(present))
     label = rng.choice(list(present), 60)
     scores = {branch: rng.normal(size=(60, 7)) for branch in ("fused", "audio")}
@@ -92,7 +92,7 @@ def test_table_json_and_predictions_agree(trained, tmp_path, output_of):
 
 
 def test_several_checkpoints_side_by_side_and_confusion_matrices_of_each(trained, fresh, tmp_path, output_of):
-    """A table has `-` for a branch that a model does not have, and a figure no matrix."""
+    """Check that a branch that a model lacks has `-` in the table and no matrix in the figure."""
     paths = [
         trained[0] / "best.pth",
         fresh(6, **load_checkpoint(trained[0] / "best.pth")["settings"] | {"modality": "audio"}),
@@ -152,7 +152,7 @@ def fresh(tmp_path):
 
 @pytest.mark.parametrize("modality", ["full", "audio", "visual"])
 def test_a_video_gives_the_logits_of_the_dataset(spoken, fresh, tmp_path, output_of, rejected, monkeypatch, modality):
-    """Without audio it is classified by its frames alone. Nothing is left behind."""
+    """Check also that a video without audio is classified by its frames, and that no file is left."""
     root, args = spoken
     path = fresh(6, modality=modality)
     model = AVClassifier(6, modality=modality)
@@ -199,7 +199,7 @@ NAMES = [f"class{number}" for number in range(33)]  # one fewer than outputs
 def test_any_container_and_the_classes_that_the_checkpoint_records(
     fresh, tmp_path, output_of, name, codec, n_classes, settings, known
 ):
-    """An old checkpoint records none: CREMA-D's are known, others are shown by number."""
+    """Check that CREMA-D's classes are known for an old checkpoint, and that others are shown by number."""
     write_video(tmp_path / name, [90] * 40, codec=codec, tone=440)
     output = output_of(valid, "--ckpt_path", fresh(n_classes, **settings), f"--video={tmp_path / name}")
     branches = shown(output)
@@ -253,7 +253,7 @@ def test_a_checkpoint_of_commit_a5d3c2e_evaluates(corpus, small_encoders, tmp_pa
 
 @pytest.mark.parametrize("fusion", ["concat", "sum", "gated"])
 def test_a_checkpoint_of_the_authors_code_evaluates(corpus, small_encoders, tmp_path, output_of, rejected, fusion):
-    """It has no settings but three, DataParallel's names, a layer that nothing uses, and an optimiser's state."""
+    """Evaluate one with three settings, DataParallel's names, an unused layer, and an optimiser's state."""
     path, model = tmp_path / "authors.pth", AVClassifier(6, fusion)
     weights = {f"module.{name}": value for name, value in model.state_dict().items()}
     unused = torch.nn.Linear(1024, 6)

@@ -81,7 +81,7 @@ def test_a_codec_that_nothing_decodes(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A clip in each of CONTAINERS -> {name: its content}."""
+    """Return a clip in each of CONTAINERS -> {name: its content}."""
     folder = tmp_path_factory.mktemp("whole")
     return {name: write(folder / f"a.{name}", *flags).read_bytes() for name, flags in CONTAINERS.items()}
 
@@ -133,7 +133,7 @@ def test_damage_anywhere_costs_its_file_only_and_cuts_are_never_done(whole, tmp_
 
 
 def test_a_mov_that_promises_more_than_its_packets(whole, tmp_path):
-    """Fragments that are missing at the end leave the boxes whole."""
+    """Remove fragments at the end, which leaves the boxes whole."""
     content, short = bytearray(whole["frag.mp4"]), tmp_path / "a.mov"
     starts = [at - 4 for at in range(len(content)) if content[at : at + 4] == b"moof"]
     del content[starts[3] :]
@@ -206,7 +206,7 @@ def test_variable_rates_are_followed_by_time(tmp_path, name, select, expected):
 
 
 def test_a_wrong_nominal_rate_is_followed_by_time(tmp_path):
-    """A Matroska file whose header gives 25 frames per second, of 10."""
+    """Write a Matroska file of 10 frames per second whose header gives 25."""
     video = write(tmp_path / "a.mkv", *H264, "-write_crc32", 0)
     rates = [(10**9 // rate).to_bytes(4, "big") for rate in (RATE, 25)]
     video.write_bytes(video.read_bytes().replace(*rates))
@@ -229,7 +229,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames_equal_opencvs_though_few_packets_are_decoded(tmp_path, kind):
-    """Moving images, so that each frame depends on others; also the frames that a truncated FLV still has."""
+    """Compare moving images, where each frame depends on others; also frames left in a truncated FLV."""
     path = tmp_path / kind
     for number in (1, 2) if kind == "hidden.webm" else (1,):  # libvpx hides frames in a second pass only
         passes = ["-pass", number, "-passlogfile", tmp_path / "log"] if kind == "hidden.webm" else []
