@@ -17,6 +17,12 @@ if [ ! -e utils/environment.sh ]; then
   exit 2
 fi
 source utils/environment.sh
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then # a job that is queued again resumes
+  for flag; do
+    shift
+    [ "$flag" = --overwrite ] || set -- "$@" "$flag"
+  done
+fi
 run bash "${script:-cramed_dgl.sh}" "$@"
 status=$?
 if [ "$status" -eq 138 ]; then # 128 + SIGUSR1
