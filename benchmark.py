@@ -4,8 +4,8 @@
     python benchmark.py reader step       # some parts
 
 The plain implementations are in this file. The clips are synthetic: 2.5 s of audio at 16 kHz and a frame of 480 x 360,
-the sizes of CREMA-D. Implementations of the same part run in turn. The table has each one's median, and its ratio to
-that of the plain one. Step and epoch run on a GPU if there is one.
+the sizes of CREMA-D. Implementations of the same part run in turn. The table has the median of each implementation, and
+its ratio to the median of the plain implementation. Step and epoch run on a GPU if there is one.
 """
 
 import os
@@ -221,7 +221,7 @@ def step_apart(way, batch_size, rounds):
 
 
 def measure_step(root, rounds, batch_size):
-    """Measure the time and peak memory of a DGL step at 224 x 224: of the process, or on a GPU of its tensors."""
+    """Measure the time and the peak memory of a DGL step at 224 x 224: of the process, or on a GPU of all tensors."""
     measured = {"retain_graph, .item()": [], "ours": []}
     for _ in range(rounds):
         for name, way in zip(measured, ("plain", "ours"), strict=True):

@@ -2,8 +2,8 @@
 # DGL on Kinetics-Sounds: train, then validate the best epoch.
 # Hardware:  meant for one GPU; runs on CPU cores too, slowly.
 # Time:      not measured.
-# Accuracy:  the paper reports 74.78 (audio 52.89, visual 60.11), the authors' code 75.10 and 76.28.
-#            Ours: not measured.
+# Accuracy:  the paper reports 74.78 (audio 52.89, visual 60.11), from the authors' run with alpha 2. Their code notes
+#            75.10 and 76.28 with alpha 3, the default here. Ours: not measured.
 # Data:      train_test_data/kinect_sound, see data/KineticSound/README.md.
 # Edit a setting below, or set it as an environment variable for one run. Flags of main_dgl.py override settings. Every
 # combination of settings has its own folder, such as ckpt/kineticsound/dgl-alpha3-seed0. The same command again

@@ -182,12 +182,12 @@ def main():
         path = os.path.join(settings.ckpt_path or folder_of(settings), "best.pth")
         if not os.path.exists(path):
             raise InputError(
-                f"{path}: no such file{folder_hint(path)}; add --train to train it, or evaluate another checkpoint "
-                "with valid.py"
+                f"{path}: no such file{folder_hint(path)}; add --train to train the model, or evaluate another "
+                "checkpoint with valid.py"
             )
         from valid import validate  # here, because it loads scikit-learn: 85 MB that training does not need
 
-        validate([path], typed)
+        validate([path], typed | {"gpu_ids": settings.gpu_ids[:1]})  # one process evaluates
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Evaluate checkpoints: accuracy, macro F1 and mean average precision of the fused, audio and visual branches.
+"""Evaluate checkpoints: accuracy, macro F1 and mean average precision, of the fused output and of each modality alone.
 
-    python valid.py                                            # the newest best.pth below ckpt/
-    python valid.py --ckpt_path ckpt/cremad/best.pth           # one checkpoint, with the accuracy on every class
-    python valid.py ckpt/cremad ckpt/joint/last.pth            # side by side; a run's folder stands for its best.pth
-    python valid.py ckpt/cremad --video clip.flv               # classify a video
-    python valid.py ckpt/cremad --linear_probe                 # measure the features of each encoder
+    python valid.py                                       # the newest best.pth below ckpt/
+    python valid.py --ckpt_path ckpt/demo/last.pth        # one checkpoint, with the accuracy on every class
+    python valid.py ckpt/demo ckpt/demo-joint             # side by side; of a run's folder, its best.pth
+    python valid.py ckpt/demo --video clip.flv            # classify a video
+    python valid.py ckpt/demo --linear_probe              # measure the features of each encoder
 
 Model and data are rebuilt from the settings in the checkpoint. Flags override these settings. A checkpoint of the
 authors' own code records no dataset, so name it: --dataset CREMAD.

@@ -3,7 +3,7 @@
     python -m analysis.comparison ckpt/compare/demo [--reference joint_uni]
 
 Reads all finished runs below the folder, from compare.sh or not. Writes comparison.md, comparison.csv and curves.png.
-With a reference it also writes comparison.png, and if a method ran with several alphas, alpha.png.
+With a reference it also writes comparison.png. If a method ran with several alphas, it writes alpha.png.
 
 Differences compare the best epochs on the test clips, from predictions.csv in the runs' folders, for the seeds that
 both methods have; see analysis/significance.py.
@@ -21,7 +21,7 @@ from methods import METHODS
 from utils.errors import InputError, OneLineParser, run_script
 from utils.files import write_csv, write_text
 
-REFERENCE = "joint_uni"  # joint training with unimodal losses: the difference from it is the effect of a method's rule
+REFERENCE = "joint_uni"  # joint training with unimodal losses: a difference from it is the effect of the method itself
 FIELDS = ("difference", *Difference._fields[1:])  # of a Difference, as named in the columns of comparison.csv
 CLEAR = "*"  # marks a difference whose interval excludes 0
 
@@ -57,8 +57,8 @@ def find_reference(runs, name):
 def compare(runs, reference):
     """Return the differences of every method from the one with the key `reference`: {key: {branch: Difference}}.
 
-    A branch is missing if a method or the reference has no predictions of it, or if their clips differ. All branches
-    are missing if the two have no seed in common.
+    A branch is missing if a method or the reference has no predictions of it, if clips differ between runs, or if there
+    is a single clip. All branches are missing if the two have no seed in common.
     """
     by_seed = {
         key: {entry["settings"]["random_seed"]: entry["hits"] for entry in entries if entry["hits"]}
@@ -70,7 +70,8 @@ def compare(runs, reference):
         differences[key] = {}
         for branch in branches_of(runs) if key != reference else ():
             pairs = [(hits[seed].get(branch), by_seed[reference][seed].get(branch)) for seed in seeds]
-            if pairs and all(own and other and own.keys() == other.keys() for own, other in pairs):
+            clips = {frozenset(each or ()) for pair in pairs for each in pair}
+            if len(clips) == 1 and len(*clips) > 1:
                 differences[key][branch] = difference(*map(rows_of, zip(*pairs, strict=True)))
     return differences
 
@@ -155,8 +156,8 @@ def notes(runs, differences, reference):
         )
     else:
         lines.append(
-            f"No differences: {METHODS[REFERENCE].label} did not run, or with several settings; --reference names "
-            "another method."
+            f"No differences: {METHODS[REFERENCE].label} did not run, or ran with several settings; choose another "
+            "method with --reference."
         )
     if any(entry.get("chosen_on") == "test" for entries in runs.values() for entry in entries):
         lines.append(

@@ -64,7 +64,7 @@ def plot_curves(runs, path):
 
 
 def plot_alphas(runs, path):
-    """Draw the best epoch's accuracy against alpha for methods with several alphas; without any, write no file."""
+    """Draw the best epoch's accuracy against alpha for methods with several alphas; without any, remove the file."""
     path.unlink(missing_ok=True)
     methods = defaultdict(dict)
     for (method, alpha), entries in runs.items():
@@ -77,13 +77,14 @@ def plot_alphas(runs, path):
     for method, alphas in methods.items():
         for branch, axes in panels.items():
             values = [[entry["best"].get(branch) for entry in entries] for entries in alphas.values()]
-            draw(axes, list(alphas), values, label=method)
+            if None not in sum(values, []):
+                draw(axes, list(alphas), values, label=method)
             axes.set_xlabel("alpha")
     save_with_legend(figure, panels, path)
 
 
 def axis_limits(found):
-    """Return the limits (left, right) of a panel's axis that shows the Differences `found`.
+    """Return the limits (left, right) of a panel that shows the Differences `found`, as shares (0.01 is one point).
 
     The limits include all intervals, but each limit is at most three times as far from 0 as the median interval goes.
     Otherwise one method that fails would squeeze all others.
@@ -121,7 +122,7 @@ def draw_difference(axes, place, found, left, right):
 
 
 def plot_differences(differences, reference, path):
-    """Draw the differences with their intervals: a panel per branch, a row per method; without any, write no file."""
+    """Draw the differences with their intervals: a panel per branch, a row per method; without any, remove the file."""
     path.unlink(missing_ok=True)
     drawn = {key: found for key, found in differences.items() if found}
     if not drawn:

@@ -7,10 +7,8 @@ that need other runs, such as teachers, start after them. Finished runs are kept
 folder has a run with other flags, this is an error before any run starts.
 """
 
-import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -29,12 +27,13 @@ from engine.settings import parse_training, training_parser
 from methods import METHODS, VARIANTS
 from utils.config import METHOD_FLAGS, at_least, parse
 from utils.errors import InputError, Interrupted, OneLineParser, run_script
+from utils.files import read_json, read_text, write_text
 from utils.pool import cores
 
 UNIMODAL = [name for name, entry in METHODS.items() if entry.modality != "full"]
 ABLATIONS = [name for name in METHODS if name in VARIANTS["dgl"] and name not in UNIMODAL]
 GROUPS = {"all": [*METHODS], "unimodal": UNIMODAL, "ablations": ABLATIONS}
-# methods that need held-out clips, or runs with them
+# methods that need held-out clips, or other runs that had held-out clips
 HELD_OUT = {"gblend", *(name for name, entry in METHODS.items() if "val_ratio" in entry.needs)}
 GROUPS["baselines"] = [name for name in METHODS if name not in {*UNIMODAL, *ABLATIONS, "dgl"}]
 
@@ -71,7 +70,7 @@ def plan(out, methods, alphas, seeds, common=()):
         {name: PlannedRun}.
 
     Raises:
-        InputError: a name is not a method, or a flag belongs to none of these methods.
+        InputError: a name is not a method, a flag belongs to none of these methods, or a method needs held-out clips.
     """
     settings, typed = parse(training_parser(), list(common))
     modalities, runs = tuple(DATASETS[settings.dataset].inputs), {}
@@ -148,8 +147,8 @@ def settings_of(planned):
 class Runner:
     """Train and validate runs, up to `jobs` at a time.
 
-    Each run has its own GPU, or without GPUs its part of the cores. With one job, the output of the runs is printed.
-    With several jobs, it goes to output.txt in the folder of each run.
+    Runs get the GPUs in turn, or without GPUs a part of the cores each. With one job, the output of the runs is
+    printed. With several jobs, it goes to output.txt in the folder of each run.
     """
 
     def __init__(self, runs, jobs):
@@ -194,7 +193,10 @@ class Runner:
         started = time.monotonic()
         try:
             if self.train_and_validate(name, args, environment) and self.jobs > 1:
-                print(f"{args.ckpt_path}: made in {(time.monotonic() - started) / 60:.1f} min", flush=True)
+                print(
+                    f"{args.ckpt_path}: trained and validated in {(time.monotonic() - started) / 60:.1f} min",
+                    flush=True,
+                )
         except BaseException as failure:
             self.stop(failure)
         finally:
@@ -213,9 +215,9 @@ class Runner:
             self.call(["valid.py", "--ckpt_path", path / "best.pth", *flags], path, environment, quiet=True)
             worked = True
         if is_older([path / "last.json"], result):
-            epochs = json.loads(result.read_text(encoding="utf-8"))
+            epochs = read_json(result)
             if epochs["best"]["epoch"] == epochs["last"]["epoch"]:
-                shutil.copy(validated[0], path / "last.json")
+                write_text(path / "last.json", read_text(validated[0]))
             else:
                 flags = ["--linear_probe", "--json", path / "last.json"]
                 self.call(["valid.py", "--ckpt_path", path / "last.pth", *flags], path, environment, quiet=True)
@@ -230,7 +232,10 @@ class Runner:
         """
         log = path / "output.txt"
         if self.jobs > 1:  # with one job, the run itself creates its folder, and none if it is rejected
-            path.mkdir(parents=True, exist_ok=True)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{path}: {error.strerror}; choose another --out (compare.sh: out=DIR)") from None
         with open(log if self.jobs > 1 else os.devnull, "a", encoding="utf-8") as file:
             files = {"stdout": file, "stderr": file} if self.jobs > 1 else {"stdout": file} if quiet else {}
             with self.lock:
@@ -250,9 +255,9 @@ class Runner:
             raise InputError(f"{path}: {reason} (all output: {log})")
 
 
-def is_older(paths, than):
-    """Return True if one of the files is missing, or is older than the file `than`."""
-    return any(not path.exists() or path.stat().st_mtime_ns < than.stat().st_mtime_ns for path in paths)
+def is_older(paths, reference):
+    """Return True if one of the files is missing, or is older than the file `reference`."""
+    return any(not path.exists() or path.stat().st_mtime_ns < reference.stat().st_mtime_ns for path in paths)
 
 
 def environments(jobs):
@@ -261,7 +266,7 @@ def environments(jobs):
         return [dict(os.environ)]
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))}
     return [os.environ | ({"CUDA_VISIBLE_DEVICES": visible[k % count]} if count else threads) for k in range(jobs)]
 
 

@@ -10,15 +10,14 @@ from engine.folder import RECORD, read_record
 from methods import METHODS, describe, resolve
 from utils.config import DEFAULTS, changes_results, format_value
 from utils.errors import InputError
+from utils.files import read_json, read_text
 
-# Settings that `distinctions` ignores: the columns of the table, the weights that G-Blending computes, and settings
-# that do not change results.
+# Settings that `distinctions` ignores: columns of the table, and settings that change no results, except epochs.
 UNLISTED = {
     "method",
     "modality",
     "alpha",
     "random_seed",
-    "gblend_weights",
     *(name for name in DEFAULTS if not changes_results(name) and name != "epochs"),
 }
 
@@ -61,12 +60,12 @@ def read_run(folder):
         InputError: a file cannot be read.
     """
     try:
-        entry = json.loads((folder / "result.json").read_text()) | {"folder": folder}
-        entry["log"] = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        entry = read_json(folder / "result.json") | {"folder": folder}
+        entry["log"] = [json.loads(line) for line in read_text(folder / "log.jsonl").splitlines()]
         held_out = {row["epoch"]: row["fused"] for row in entry["log"] if row.get("split") == "val"}
         for name in ("best", "last"):
             path = folder / f"{name}.json"
-            probes = json.loads(path.read_text())["linear_probe"] if path.exists() else {}
+            probes = read_json(path)["linear_probe"] if path.exists() else {}
             epoch = entry[name].pop("epoch", None)
             entry[name] |= {f"probe {branch}": value for branch, value in (probes or {}).items()}
             entry[name]["held-out"] = held_out.get(epoch)
@@ -126,7 +125,7 @@ def read_hits(path):
     """
     if not path.exists():
         return None
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
     branches = [name for name in rows[0] if name not in ("clip", "true") and " probability" not in name] if rows else []
     return {branch: {row["clip"]: row[branch] == row["true"] for row in rows} for branch in branches}

@@ -22,7 +22,10 @@ RESAMPLES = 9999
 
 
 class Difference(NamedTuple):
-    """Difference of mean accuracies, method minus reference, its 95 % interval, its p, and the number of run pairs."""
+    """Difference of mean accuracies, method minus reference, its 95 % interval, its p, and the number of run pairs.
+
+    `mean`, `low` and `high` are shares, from -1 to 1.
+    """
 
     mean: float
     low: float

@@ -116,7 +116,13 @@ def main():
     parser = OneLineParser(
         prog="suppression", description="Draw the values that runs with --log_suppression have logged."
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="folder of one or several runs")
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="folder of one or several runs; the first one gets the figure",
+    )
     folders = parser.parse_args().folders
     runs = read_runs(folders)
     for each in runs:

@@ -35,8 +35,8 @@ def find_fault(path):
         return fault_of_program_stream(data)
 
 
-def truncated(data, promised):
-    return f"truncated: {len(data)} of {promised} bytes; download it again"
+def truncated(data, expected):
+    return f"truncated: {len(data)} of {expected} bytes; download it again"
 
 
 def damaged(what, position):
@@ -49,7 +49,7 @@ def is_name(kind):
 
 
 def fault_of_mp4(data):
-    """Follow the boxes to the end of the file."""
+    """Return the fault of an MP4 file, "" without one: follow its boxes to the end."""
     position = 0
     while position + 8 <= len(data):
         size, kind, head = *struct.unpack(">I4s", data[position : position + 8]), 8
@@ -60,9 +60,9 @@ def fault_of_mp4(data):
         if size < head or not is_name(kind):
             break
         start, position = position + head, position + size
-        promised = position + (segment_bytes(data[start:position]) if kind == b"sidx" else 0)
-        if promised > len(data) and kind in BOXES:
-            return truncated(data, promised)
+        expected = position + (segment_bytes(data[start:position]) if kind == b"sidx" else 0)
+        if expected > len(data) and kind in BOXES:
+            return truncated(data, expected)
     # anything may follow the last box, except another box
     if any(data.find(kind, position) > 0 for kind in (b"moov", b"moof", b"mdat")):
         return damaged("box", position)
@@ -83,7 +83,7 @@ def segment_bytes(sidx):
 
 
 def element(data, position):
-    """Return (id, start of the content, end or None if unknown) of the EBML element at a position; None for none."""
+    """Return (id, start of the content, end or None if unknown) of the EBML element at a position; None without one."""
     if position + 2 > len(data) or not data[position]:
         return None
     start = position + 9 - data[position].bit_length()
@@ -97,7 +97,7 @@ def element(data, position):
 
 
 def fault_of_matroska(data):
-    """Follow the top elements to the end of the file, and compare the checksums that FFmpeg writes into them."""
+    """Return the fault of a Matroska file, "" without one: follow its top elements, and compare FFmpeg's checksums."""
     head = element(data, 0)
     segment = element(data, head[2]) if head and head[2] else None
     if not segment or segment[0] != SEGMENT:
@@ -122,9 +122,9 @@ def fault_of_matroska(data):
 
 
 def fault_of_avi(data):
-    """Follow the chunks to the end of the file, also those in the lists of frames and audio."""
+    """Return the fault of an AVI file, "" without one: follow its chunks, also those in lists of frames and audio."""
     position = 0
-    while data[position : position + 4] == b"RIFF":  # more than one where it is larger than a GB
+    while data[position : position + 4] == b"RIFF":  # a file larger than 1 GB has several
         end = position + 8 + int.from_bytes(data[position + 4 : position + 8], "little")
         if end == position + 8:  # never written
             return "truncated: its writer was stopped before the end; download it again"
@@ -151,7 +151,7 @@ def wrong_chunk(data, position, end):
 
 
 def fault_of_flv(data):
-    """Follow the tags to the end of the file. FFmpeg does not report half a header."""
+    """Return the fault of an FLV file, "" without one: follow its tags. FFmpeg does not report half a header."""
     position = start = int.from_bytes(data[5:9], "big") + 4
     wrong = 0
     while position + 11 <= len(data):
@@ -168,7 +168,7 @@ def fault_of_flv(data):
 
 
 def fault_of_program_stream(data):
-    """Follow the packets to the end of the file. FFmpeg does not report half a header."""
+    """Return the fault of an MPEG file, "" without one: follow its packets. FFmpeg does not report half a header."""
     position = 0
     while data[position : position + 3] == PACK[:3] and data[position : position + 4] != END:
         if data[position : position + 4] != PACK:

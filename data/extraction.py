@@ -9,16 +9,17 @@ from pathlib import Path
 
 import cv2
 
-from data.media import extract_audio, extract_frames
+from data.media import DAMAGED, extract_audio, extract_frames
 from dataset import DATASETS
 from utils.config import at_least
 from utils.errors import InputError, OneLineParser
 from utils.files import lock_folder, remove, write_csv
-from utils.pool import ClipError, each_clip
+from utils.pool import TIME_LIMIT, ClipError, each_clip
 
 UNFINISHED = ".partial"  # folder of unfinished outputs, in the folder of the outputs
 NAMES_SHOWN = 20
 CLOCK_STEP = 2 * 10**9  # ns, between the times that FAT can store
+SLOWEST = 5 * 10**6  # bytes of video that a core decodes per second, at least: 4K at 30 frames per second
 FOLDERS = {  # flags that some datasets have: what the folder holds
     "target": "folder to write to, if --root is read-only (default: --root)",
     "split_path": "folder of the dataset's lists (default: %(default)s)",
@@ -101,7 +102,7 @@ def extract_all(source, kind, videos, missing, args):
     report = folder / f"failed_{kind}.csv"
     if not videos:
         note = f", {missing}" if missing else ""
-        raise InputError(f"{folder}: no video of the dataset found{note}; get it as described in its readme")
+        raise InputError(f"{args.root}: no video of the dataset found{note}; get the videos as its readme describes")
     if kind == "audio":
         target = Path(source.audio_path.format(root=folder))
         outputs = {name: target / source.wav(split, clip_id) for name, split, clip_id, _ in videos}
@@ -126,14 +127,14 @@ def extract_all(source, kind, videos, missing, args):
         write_failures(report, failures | {name: f"kept: {reason}" for name, reason in kept.items()})
     print_summary(results, failures, missing, report, kept)
     if not results.total():
-        raise InputError(f"{report}: no clip could be processed, the reasons are in it")
+        raise InputError(f"{report}: no clip could be processed; fix the clips by the reasons in this file")
 
 
 def extract_changed(function, jobs, workers):
     """Run the jobs whose outputs are missing, or made of another version of the video.
 
-    An output gets the modification time of its video. If the times differ, the video has changed, or it was damaged
-    and kept: both are extracted again.
+    An output gets the modification time of its video. If the times differ, the video has changed, and its output is
+    replaced once the new one is complete. Outputs of damaged videos that were kept are removed and extracted again.
 
     Args:
         function: `extract_audio` or `extract_frames` with its settings bound.
@@ -146,13 +147,16 @@ def extract_changed(function, jobs, workers):
     results, failures, kept, todo = Counter(), same_output(jobs), {}, {}
     for name in sorted(jobs.keys() - failures.keys()):
         video, output, _ = jobs[name]
-        made = modification_time(output)
-        if made and abs(made - modification_time(video)) < CLOCK_STEP:
+        made, changed = modification_time(output), modification_time(video)
+        if made == DAMAGED:
+            with suppress(OSError):  # if it cannot be replaced, its clip fails
+                remove(output)
+        elif None not in (made, changed) and abs(made - changed) < CLOCK_STEP:
             results["already there"] += 1
-        else:
-            remove(output)
-            todo[name] = jobs[name]
-    for name, result in each_clip(function, todo, workers, start=quieten_decoders):
+            continue
+        todo[name] = jobs[name]
+    limit = TIME_LIMIT + max((size_of(video) for video, *_ in todo.values()), default=0) / SLOWEST
+    for name, result in each_clip(function, todo, workers, start=quieten_decoders, limit=limit):
         if isinstance(result, ClipError):
             failures[name] = str(result)
             continue
@@ -162,9 +166,15 @@ def extract_changed(function, jobs, workers):
 
 
 def modification_time(path):
-    """Return when a file or folder was changed last, in ns; 0 if it is missing or cannot be read."""
+    """Return when a file or folder was changed last, in ns; None if it is missing or cannot be read."""
     with suppress(OSError):
         return os.stat(path).st_mtime_ns
+
+
+def size_of(path):
+    """Return the size of a file in bytes; 0 if it is missing or cannot be read."""
+    with suppress(OSError):
+        return os.path.getsize(path)
     return 0
 
 
@@ -174,7 +184,7 @@ def same_output(jobs):
     for name, (_, output, _) in jobs.items():
         names[output].append(name)
     reasons = {
-        output: f"two videos of one name: {' and '.join(sorted(same))}; remove all but one"
+        output: f"same output as another video: {' and '.join(sorted(same))}; remove all but one"
         for output, same in names.items()
         if len(same) > 1
     }
@@ -188,10 +198,18 @@ def quieten_decoders():
 
 
 def write_failures(path, failures):
-    """Write {name: reason} to a CSV file, or remove the file if there are none."""
-    path.unlink(missing_ok=True)
-    if failures:
-        write_csv(path, [("clip", "reason"), *failures.items()])
+    """Write {name: reason} to a CSV file, or remove the file if there are none.
+
+    Raises:
+        InputError: the file cannot be written or removed.
+    """
+    try:
+        if failures:
+            write_csv(path, [("clip", "reason"), *failures.items()])
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; remove it, because no clip fails any more") from None
 
 
 def print_summary(results, failures, missing="", report=None, kept=()):

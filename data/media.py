@@ -28,6 +28,7 @@ TOLERANCE = 1  # s; lengths in the headers of undamaged clips are wrong by up to
 UNSTEADY = 0.5  # s; time stamps that differ more from a constant rate mean a variable frame rate
 ROUNDING = 0.001  # s, precision of time stamps in Matroska and FLV
 LONGEST = 600  # s; one frame is repeated, or silence is added, for no longer than this
+DAMAGED = 1  # ns, the modification time of outputs of damaged videos
 IN_MEMORY = 2**28  # bytes; packets of larger files are not stored, the file is demuxed twice
 STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # of cover art, which Matroska does not mark as such
 TIMED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")  # containers that store the time of every frame
@@ -191,24 +192,24 @@ class Media:
     def shortfall(self):
         """Return a reason if the last packet ends before the end that the headers give, else ""."""
         name, pairs = self.container.format.name, []
-        streams = {stream.index: stream for stream in self.container.streams if stream.type in ("video", "audio")}
+        streams = {stream.index: stream for stream in self.container.streams if stream.time_base}
         ends = {index: end * streams[index].time_base for index, end in self.ends.items() if index in streams}
-        if name in ("flv", "matroska,webm"):  # one length for all streams
+        if name in ("flv", "matroska,webm"):  # one length for all streams, also subtitles
             pairs = [((self.container.duration or 0) / av.time_base, max(ends.values(), default=0))]
         elif name == "avi" or name.startswith("mov"):
             for index, stream in streams.items():  # an AVI's duration is that of the part that is left
                 length = stream.frames if name == "avi" else stream.duration
-                if length and not stream.disposition & Disposition.attached_pic:
+                if length and stream.type in ("video", "audio") and not stream.disposition & Disposition.attached_pic:
                     pairs.append((start_of(stream) + length * stream.time_base, ends.get(index, 0)))
-        for promised, end in pairs:
-            if end < promised - TOLERANCE:
-                return f"truncated: {float(end):.1f} of {float(promised):.1f} s; download it again"
+        for expected, end in pairs:
+            if end < expected - TOLERANCE:
+                return f"truncated: {float(end):.1f} of {float(expected):.1f} s; download it again"
         return ""
 
 
 def set_time(output, media, reason):
-    """Give an output the video's modification time, 0 if the video is damaged; data/extraction.py compares it."""
-    os.utime(output, ns=(0, 0) if reason else (media.time, media.time))
+    """Give an output the video's modification time, or DAMAGED; data/extraction.py compares it."""
+    os.utime(output, ns=(DAMAGED, DAMAGED) if reason else (media.time, media.time))
 
 
 def first_error(log):
@@ -242,7 +243,11 @@ def codec_of(stream):
 
 
 def best_audio(container):
-    """Return the audio stream to extract: the default one, then the one with most channels."""
+    """Return the audio stream to extract: the default one, then the one with most channels.
+
+    Raises:
+        SilentClip: there is no audio stream.
+    """
     if not (audio := container.streams.audio):
         raise SilentClip("no audio track")
     return max(audio, key=lambda each: (each.disposition & Disposition.default, getattr(each, "channels", 0)))
@@ -269,7 +274,7 @@ def save_frames(media, stream, per_second, folder):
 
 
 def packet_times(stream, packets):
-    """Return when the frames in the packets of a video are shown, sorted, in the stream's unit; [] if unknown."""
+    """Return the presentation times of a video's frames, sorted, in units of stream.time_base; [] if unknown."""
     if codec_of(stream) == "vp8":
         packets = (packet for packet in packets if memoryview(packet)[0] & 16)  # the others are only references
     times = [packet.pts for packet in packets if not packet.is_discard]
@@ -279,8 +284,11 @@ def packet_times(stream, packets):
 def choose_frames(times, stream, per_second):
     """Choose frames 0, k, 2k, ..., where k = int(frames per second / per_second), at least 1, as the authors do.
 
-    If `times` differ from a constant rate by more than half a second, choose the frames shown at 0, 1, 2, ... /
-    per_second s, with the same numbers.
+    If `times` differ from a constant rate by more than half a second, choose the frames shown at n / per_second s, for
+    n = 0, 1, 2, ..., and give them the same numbers 0, k, 2k, ...
+
+    Args:
+        times: presentation times of all frames, in units of stream.time_base; None for an unknown time.
 
     Returns:
         {position of a frame in `times`: [numbers of the files it is saved to]}.
@@ -329,8 +337,8 @@ def save_chosen(frames, chosen, folder):
             image = converter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1)  # as in OpenCV
             image = np.ascontiguousarray(np.rot90(image.to_ndarray(), frame.rotation // 90))
             for number in chosen[key]:
-                if not cv2.imwrite(str(folder / f"{number:05d}.jpg"), image):
-                    raise ClipError("not writable: check the disk")
+                # not imwrite, which ends the process if the path is not UTF-8
+                (folder / f"{number:05d}.jpg").write_bytes(cv2.imencode(".jpg", image)[1])
     return keys
 
 

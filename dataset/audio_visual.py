@@ -46,7 +46,7 @@ class AudioVisual(Source):
         if len(dataset.classes) > self.outputs(args):
             where = args.split_path or args.audio_path
             raise InputError(
-                f"{where}: {len(dataset.classes)} classes, {args.dataset} has {self.outputs(args)}; fix the list"
+                f"{where}: {len(dataset.classes)} classes, but {args.dataset} has {self.outputs(args)}; remove others"
             )
         return dataset
 

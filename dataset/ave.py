@@ -11,7 +11,7 @@ from dataset.raw import find_videos
 class AVE(AudioVisual):
     """`trainSet.txt` and `testSet.txt`; layout as in data/AVE/README.md.
 
-    `valSet.txt` is not used, but for its categories.
+    Of `valSet.txt` training uses only the categories. The extraction scripts extract its clips too.
     """
 
     n_classes = 28

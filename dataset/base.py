@@ -1,4 +1,4 @@
-"""Base of all datasets. Everything that the code knows about one dataset is in one file of this folder."""
+"""Base of all datasets. All facts about one dataset are in one file of this folder."""
 
 import math
 import os
@@ -17,8 +17,9 @@ PAPER = {"learning_rate": 0.002}  # in the authors' scripts; main_dgl.py has 0.0
 class AudioSettings:
     """How audio becomes a spectrogram: sampling rate in Hz, length in seconds, STFT window and hop in samples.
 
-    Audio is repeated to fill `repeat_to` seconds, of which `seconds` are cropped: anywhere in training, the middle in
-    evaluation. Without `repeat_to` it is repeated to fill `seconds`, and the first ones are taken.
+    Audio shorter than `repeat_to` seconds is repeated to this length. Then `seconds` of the audio are kept: at a random
+    place in training, the middle in evaluation. Without `repeat_to`, audio shorter than `seconds` is repeated to
+    `seconds`, and of longer audio the first `seconds` are kept.
     """
 
     rate: int
@@ -63,12 +64,12 @@ class Source:
 
     @classmethod
     def defaults(cls):
-        """Return the settings of the dataset's script that are not the flags' defaults, {flag: value}."""
+        """Return the dataset's own defaults, {flag: value}: the attributes named in `decides`, and `script`."""
         return {name: getattr(cls, name) for name in cls.decides} | cls.script
 
     @classmethod
     def complete(cls, settings):
-        """Return settings {name: value} without flags that have no effect; fill in what the dataset decides."""
+        """Return settings {name: value} without flags that have no effect; fill in the dataset's defaults."""
         settings = {name: value for name, value in settings.items() if name not in cls.without}
         for name in cls.decides:  # root first
             if settings.get(name) in (None, ""):
@@ -81,10 +82,12 @@ class Source:
         return self.n_classes
 
     def items(self, args, split, training=None):
-        """Return a split as a torch Dataset: "train", "val" or "test".
+        """Return a split as a torch Dataset.
 
         Args:
             args: settings.
+            split: "train", "test", "val" (the training clips that --val_ratio holds out), or "plain" (the clips of
+                "train" without augmentation).
             training: draw and augment; by default for the split "train".
 
         Raises:
@@ -94,22 +97,27 @@ class Source:
 
 
 def list_frames(folder):
-    """Return the names of the frames in a folder, JPEG or PNG, in order; none if there is no such folder."""
+    """Return the names of the frames in a folder, JPEG or PNG, in order; none if there is no such folder.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
     try:
         names = [name for name in os.listdir(folder) if name.endswith((".jpg", ".png")) and not name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return ()
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; make it readable, or take its clip off the list") from None
-    return tuple(map(sys.intern, sorted(names)))  # nearly all clips share their frames' names
+    names.sort(key=lambda name: (len(name), name))  # 100020.jpg is later than 99990.jpg
+    return tuple(map(sys.intern, names))  # nearly all clips share their frames' names
 
 
 def within_audio(clip, fps, num_frame):
-    """Return a Clip without the frames after the end of its audio, if the frames last more than twice as long.
+    """Return a Clip without the frames after the end of its audio, if they last more than twice as long, plus 1 s.
 
     At least `num_frame` frames are kept. Frames, `fps` per second, start when the audio starts.
     """
-    import soundfile  # which --help does without
+    import soundfile  # here, so that --help need not import it
 
     try:
         with open(clip.wav, "rb") as file:
@@ -123,7 +131,7 @@ def within_audio(clip, fps, num_frame):
 
 
 def hold_out(clips, share, seed, split):
-    """Draw the ids of `share` of the clips of every class for `split`: at least one clip of a class, never all."""
+    """Draw the ids of `share` of every class's clips for `split`: at least one, but never all clips of a class."""
     classes = defaultdict(set)
     for clip in clips:
         classes[clip.label].add(clip.id)

@@ -44,7 +44,7 @@ def prepare(dataset, args, workers):
     dataset.cached = {name: f"{path}.npy" for name, path in files.items() if os.path.exists(f"{path}.npy")}
     if not dataset.clips:
         reason = next(iter(dataset.damaged.values()))
-        raise InputError(f"{args.dataset}: no clip can be decoded; restore them; the first reason: {reason}")
+        raise InputError(f"{args.dataset}: no clip can be decoded; restore the files; the first error is: {reason}")
 
 
 def decode_missing(dataset, files, args, workers):
@@ -104,6 +104,8 @@ def decode(decoder, clip, path, room):
             write(f"{path}.txt", str(error).encode(errors="surrogateescape"))
         raise
     try:
+        if arrays is None:
+            return "clips with more than 1 GiB of frames are not kept in it"
         disk = shutil.disk_usage(os.path.dirname(path))
         if written + arrays.nbytes > room:
             return "the limit of --cache_gb is reached; delete the folder, or raise the limit"
@@ -115,7 +117,7 @@ def decode(decoder, clip, path, room):
 
 
 def write(path, content):
-    """Write bytes, or an array as .npy, whole or not at all."""
+    """Write bytes, or an array as .npy, completely or not at all."""
     global written
     temporary = f"{path}.{os.getpid()}"
     try:

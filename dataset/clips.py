@@ -22,9 +22,11 @@ from utils.pool import ClipError
 from utils.seeds import derived_seed
 
 SHORTEST = 0.01  # s of audio
+LARGEST = 2**30  # bytes of a clip's frames in the cache; NumPy's structured arrays end at 2 GiB
+HEADER = 10**7  # characters of a cache file's header, which lists the frames; NumPy's limit is 10,000
 RESTORE = "restore it or take its clip off the split list"
 
-cv2.setNumThreads(0)  # its threads wait busily; clips are read by several processes instead
+cv2.setNumThreads(0)  # its threads wait busily; clips are read by several workers instead
 
 
 def load_waveform(path, rate):
@@ -83,7 +85,9 @@ def load_image(path):
         image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; make it readable, or extract the clip's frames again") from None
-    except cv2.error:
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"{path}: {error}") from None
         image = None
     if image is None:
         raise InputError(f"{path}: not a readable image; extract the clip's frames again")
@@ -139,23 +143,30 @@ class Decoder:
         return [clip.frames[(2 * k + 1) * len(clip.frames) // (2 * self.num_frame)] for k in range(self.num_frame)]
 
     def arrays(self, clip):
-        """Return a clip as a structured array: `waveform` and `frame0`, `frame1`, ...
+        """Return a clip as a structured array: `waveform` and `frame0`, `frame1`, ...; None if it exceeds LARGEST.
 
         Raises:
             ClipError: one of its files cannot be decoded; names the file.
         """
-        file = clip.wav
+        file, size = clip.wav, 0
         try:
             arrays = {"waveform": self.waveform(clip)}
             for k, name in enumerate(self.frames(clip)):
                 file = os.path.join(clip.folder, name)
-                arrays[f"frame{k}"] = self.frame(clip, k).numpy()
+                image = self.frame(clip, k).numpy()
+                size += image.nbytes
+                if size <= LARGEST:  # all frames are decoded, to find damaged ones
+                    arrays[f"frame{k}"] = image
                 with Image.open(file) as image:
                     image.load()  # raises for a truncated file, which OpenCV fills up with grey
         except InputError as error:
             raise ClipError(f"{file}: {str(error).removeprefix(f'{file}: ').partition(';')[0]}") from None
+        except MemoryError:  # the file may be whole
+            raise
         except Exception as error:  # decoders raise nearly anything on a damaged file
             raise ClipError(f"{file}: {str(error) or f'its decoder failed with {type(error).__name__}'}") from None
+        if size > LARGEST:
+            return None
         fields = [(name, array.dtype, array.shape) for name, array in arrays.items()]
         return np.array(tuple(arrays.values()), fields)
 
@@ -216,18 +227,18 @@ class ClipDataset(Dataset):
             self.clips = [clip for clip in self.clips if (clip.id in held_out) == (split == "val")]
             if not self.clips:
                 raise InputError(
-                    f"{args.dataset}: --val_ratio holds out no clip, every class has a single one; add more"
+                    f"{args.dataset}: --val_ratio holds out no clip, because every class has a single one; add clips"
                 )
 
     def __str__(self):
         """Return the number of clips, and how many are left out and why, with the first id of each kind."""
         text = f"{len(self)} clips"
         if self.skipped:
-            text += f", {len(self.skipped)} skipped without audio or enough frames, {self.skipped[0]} first"
+            text += f", {len(self.skipped)} skipped without audio or enough frames, the first is {self.skipped[0]}"
         if self.cut:
-            text += f", {len(self.cut)} with frames taken within a much shorter audio, {self.cut[0]} first"
+            text += f", {len(self.cut)} with audio much shorter than its frames, the first is {self.cut[0]}"
         if self.damaged:
-            text += f", {len(self.damaged)} skipped as damaged, {next(iter(self.damaged))} first"
+            text += f", {len(self.damaged)} skipped as damaged, the first is {next(iter(self.damaged))}"
         return text
 
     def left_out(self):
@@ -269,7 +280,7 @@ class ClipDataset(Dataset):
         """Return a clip's arrays, mapped into memory, or None if they have to be decoded."""
         if clip.id in self.cached:
             with suppress(OSError, ValueError, EOFError):  # the cache can be deleted at any time
-                return np.load(self.cached[clip.id], mmap_mode="c")
+                return np.load(self.cached[clip.id], mmap_mode="c", max_header_size=HEADER)
         return None
 
     def crop(self, samples):

@@ -38,22 +38,24 @@ class Folder(AudioVisual):
         return len(self.all_clips(args)[0])
 
     def clips(self, args, split):
-        self.classes, clips, lost = self.all_clips(args)
+        self.classes, clips, left_out = self.all_clips(args)
         usable = [clip for clip in clips if is_usable(clip, args)]
         if is_split(args.root):
             test = {clip.id for clip in clips if clip.id.startswith("test/")}
         else:
             test = hold_out(usable, args.test_share, args.random_seed, "test")
-        if lost:
+        if left_out:
             words = f"no training clip with audio and {args.num_frame} frame(s)"
-            warn_once(f"{args.root}: class(es) left out, {words}: {', '.join(lost)}")
+            warn_once(f"{args.root}: class(es) left out, {words}: {', '.join(left_out)}")
         tested = {self.classes[clip.label] for clip in usable if clip.id in test}
         if untested := [name for name in self.classes if name not in tested]:
             warn_once(f"{args.root}: class(es) without a test clip: {', '.join(untested)}")
         return [clip for clip in clips if (clip.id in test) == (split == "test")]
 
     def all_clips(self, args):
-        """Return the names of the classes, the clips of both splits, and the names of the classes without clips.
+        """Return the names of the classes, the clips of both splits, and the names of the classes that are left out.
+
+        A class is left out if it has no training clip with audio and frames.
 
         Raises:
             InputError: fewer than two classes have a training clip with audio and frames.
@@ -62,14 +64,15 @@ class Folder(AudioVisual):
         clips = list(self.pair(args, "", ((clip_id, name) for clip_id, name, _ in found)))
         trained = Counter(clip.label for clip in clips if is_usable(clip, args) and not clip.id.startswith("test/"))
         classes = sorted(trained)
-        lost = sorted({clip.label for clip in clips} - set(classes))
+        left_out = sorted({clip.label for clip in clips} - set(classes))
         if len(classes) < 2:
             raise InputError(
-                f"{args.root}: only {len(classes)} of the classes has a training clip with audio and {args.num_frame} "
+                f"{args.root}: only {len(classes)} class(es) with a training clip that has audio and {args.num_frame} "
                 f"frame(s), two are needed; {self.preprocessing(args)}, or change --num_frame or --fps"
             )
         labels = {name: label for label, name in enumerate(classes)}
-        return tuple(classes), [clip._replace(label=labels[clip.label]) for clip in clips if clip.label in labels], lost
+        clips = [clip._replace(label=labels[clip.label]) for clip in clips if clip.label in labels]
+        return tuple(classes), clips, left_out
 
     def videos(self, args):
         return [(clip_id, "", clip_id, video) for clip_id, _, video in list_class_videos(args.root)], ""
@@ -86,10 +89,12 @@ def is_split(root):
     Raises:
         InputError: it has only one of the two.
     """
-    there = [name for name in ("train", "test") if os.path.isdir(os.path.join(root, name))]
-    if len(there) == 1:
-        raise InputError(f"{root}: has {there[0]}/ only; add the other one, or put the class folders into {root}")
-    return bool(there)
+    existing = [name for name in ("train", "test") if os.path.isdir(os.path.join(root, name))]
+    if len(existing) == 1:
+        raise InputError(
+            f"{root}: has {existing[0]}/ only; add the other one, or rename {existing[0]}/ if it is a class"
+        )
+    return bool(existing)
 
 
 def list_class_videos(root):

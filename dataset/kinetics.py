@@ -61,22 +61,23 @@ class Kinetics400(AudioVisual):
             warn_once(f"{where}: {words}: {', '.join(others)}")
 
     def videos(self, args):
-        found = find_class_videos(args.source, self.wanted())
+        found = find_class_videos(args.source, self.wanted(args))
         return [
             (f"{split}/{name}/{video.name}", split, f"{name}/{video.stem}", video) for split, name, video in found
         ], ""
 
-    def wanted(self):
+    def wanted(self, args):
         """Return the classes to extract; None for all."""
 
 
 class KineticSound(Kinetics400):
-    """The same for the classes in `class.txt`, in its order."""
+    """Kinetics-Sounds: as Kinetics400, with the classes in `class.txt` only, in its order."""
 
     n_classes = 34
     audio = AudioSettings(rate=16000, seconds=5, n_fft=256, hop=128, repeat_to=10)
     root = "train_test_data/kinect_sound"
     split_path = "data/KineticSound"
+    raw_flags = ("source", "split_path")
 
     def class_names(self, args):
         return tuple(read_classes(os.path.join(args.split_path, "class.txt")))
@@ -85,16 +86,16 @@ class KineticSound(Kinetics400):
         if others:
             raise InputError(f"{where}: a folder {next(iter(others))}, which is not one of the classes; move it away")
 
-    def wanted(self):
-        return read_classes(PROJECT / self.split_path / "class.txt")
+    def wanted(self, args):
+        is_default = str(args.split_path) == self.split_path  # found from any working directory
+        return read_classes((PROJECT if is_default else Path()) / args.split_path / "class.txt")
 
 
 def list_tree(path, flag):
     """Return the content of the class folders in a folder, as a set of `<class>/<name>`."""
     check_folder(path, flag)
-    return {
-        f"{folder.name}/{name}"
-        for folder in list_classes(path)
-        for name in os.listdir(folder)
-        if not name.startswith(".")
-    }
+    try:
+        found = ((folder.name, name) for folder in list_classes(path) for name in os.listdir(folder))
+        return {f"{label}/{name}" for label, name in found if not name.startswith(".")}
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; make it readable, or change {flag}") from None

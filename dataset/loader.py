@@ -17,7 +17,7 @@ from utils.processes import first_process, rank, size
 from utils.seeds import derived_seed
 
 SHARED_MEMORY = "/dev/shm"
-BATCHES_AHEAD = 2  # that each worker prepares
+BATCHES_AHEAD = 2  # batches that each worker prepares in advance
 
 
 class BatchSampler(Sampler):
@@ -68,8 +68,8 @@ def end_workers():
             worker.kill()
 
 
-def share(batch):
-    """Move a worker's batch to shared memory. This raises if there is no room, where PyTorch's queue would hang."""
+def move_to_shared_memory(batch):
+    """Move a worker's batch to shared memory; raise an error if there is no room, where PyTorch's queue would hang."""
     if get_worker_info() is not None:
         inputs, label = batch
         for value in (*inputs.values(), label):
@@ -115,7 +115,7 @@ def usable_workers(workers, batch_bytes):
     if not os.path.isdir(SHARED_MEMORY):
         return workers
     state = os.statvfs(SHARED_MEMORY)
-    batches = state.f_bavail * state.f_frsize // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) // batch_bytes
+    batches = state.f_bavail * state.f_frsize // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) // max(batch_bytes, 1)
     usable = max(min(workers, (batches - 1) // BATCHES_AHEAD), 0)
     if usable < workers:
         warn_once(
@@ -133,7 +133,7 @@ def check_damage(datasets, max_skipped):
         clip_id, reason = next(iter(damaged.items()))
         raise InputError(
             f"{len(damaged)} of {clips} clips cannot be decoded, more than --max_skipped {max_skipped:g} allows; "
-            f"restore them or raise it; the first is {clip_id}: {reason}"
+            f"restore the clips or raise --max_skipped; the first is {clip_id}: {reason}"
         )
 
 
@@ -141,7 +141,14 @@ def build_loader(args, split, device, training=None, dataset=None):
     """Return a DataLoader over a dataset, by default `build_dataset(args, split, training)`.
 
     Its batches are for utils.batches.to_device. Clips that cannot be decoded are left out, the others cached
-    (dataset/cache.py). The number of workers changes the speed and nothing else. Pinned memory on CUDA.
+    (dataset/cache.py). The number of workers changes the speed and nothing else.
+
+    Args:
+        split: as for `Source.items`.
+        device: torch.device of the model; for CUDA, batches are in pinned memory.
+
+    Raises:
+        InputError: a folder or list is missing or wrong, or no clip can be decoded.
     """
     dataset = build_dataset(args, split, training) if dataset is None else dataset
     dataset.prepare(args, max(args.num_workers or cores(), 1))
@@ -157,7 +164,7 @@ def build_loader(args, split, device, training=None, dataset=None):
         dataset,
         batch_size=None,
         sampler=sampler,
-        collate_fn=share,
+        collate_fn=move_to_shared_memory,
         num_workers=workers,
         prefetch_factor=BATCHES_AHEAD if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # quick, at each epoch
@@ -178,6 +185,9 @@ class Data:
         description: for each split the number of clips listed, and hashes of names and labels and of the classes.
         loaders: {split: loader}; created by `load`.
         chosen_on: the split that chooses the best epoch, "val" or, as in the literature, "test".
+
+    Raises:
+        InputError: a folder or list is missing or wrong, or the processes cannot share a batch evenly.
     """
 
     def __init__(self, settings, splits=()):

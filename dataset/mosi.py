@@ -44,7 +44,7 @@ class Utterances(Dataset):
 
     Args:
         args: settings: root, random_seed, val_ratio.
-        split: "train", "test", or "val", the training utterances that --val_ratio holds out; "plain" is "train".
+        split: "train", "test", or "val", the training utterances that --val_ratio holds out; "plain" equals "train".
         training: draw another order in each epoch.
 
     Attributes:
@@ -122,6 +122,8 @@ def read_file(path, width):
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             for line, cells in enumerate(csv.reader(file), 1):
+                if not cells:  # a blank line
+                    continue
                 row = [number(cell) for cell in cells]
                 if len(row) != width + 1 or not all(map(math.isfinite, row)) or row[-1] not in (0, 1):
                     form = f"{width} finite numbers and a label, 0 or 1"

@@ -87,7 +87,10 @@ def find_class_videos(source, classes=None):
     found, flat = [], []
     for split, name in (("train", "train"), ("test", "val" if (source / "val").is_dir() else "test")):
         flat += list_videos(source / name, "--source")
-        folders = list_classes(source / name)
+        try:
+            folders = list_classes(source / name)
+        except OSError as error:
+            raise InputError(f"{error.filename}: {error.strerror}; make it readable, or change --source") from None
         names = {folder.name.replace(" ", "_") for folder in folders}
         if missing := [label for label in classes or () if label not in names]:
             print(f"warning: {source / name}: no folder of {', '.join(missing)}", file=sys.stderr)

@@ -55,16 +55,25 @@ def save_epoch(settings, model, method, optimizer, scheduler, dataset, log):
     """
     with first_process():
         if rank() == 0:
-            about = {"epoch": log[-1]["epoch"], "classes": list(dataset.classes)}
-            if best_of(log) is log[-1]:
-                save(os.path.join(settings.ckpt_path, BEST), model, vars(settings), **about)
             state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "log": log}
             state |= {"method": method.state_dict(), "clips": hash_of_clips(dataset)}
-            save(os.path.join(settings.ckpt_path, LAST), model, vars(settings), **about, **state)
+            save(os.path.join(settings.ckpt_path, LAST), model, vars(settings), **about(dataset, log), **state)
+            save_best(settings, model, dataset, log)
+
+
+def save_best(settings, model, dataset, log):
+    """Save best.pth if the last epoch of the log is the best one."""
+    if best_of(log) is log[-1]:
+        save(os.path.join(settings.ckpt_path, BEST), model, vars(settings), **about(dataset, log))
+
+
+def about(dataset, log):
+    """Return what a checkpoint records of its epoch: the epoch's number, and the names of the classes."""
+    return {"epoch": log[-1]["epoch"], "classes": list(dataset.classes)}
 
 
 def resume(settings, model, method, optimizer, scheduler, dataset):
-    """Load the state of the last epoch in the run's folder into all arguments, and return the log, a list of rows.
+    """Load the run's last epoch into model, method, optimizer and scheduler; return the log, a list of rows.
 
     If the folder has no run, or with --overwrite, nothing is loaded and the log is empty.
 
@@ -75,15 +84,17 @@ def resume(settings, model, method, optimizer, scheduler, dataset):
     with first_process():  # only one process reports an error
         if os.path.exists(path) and not settings.overwrite:
             log = load_state(path, settings, model, method, optimizer, scheduler, dataset)
+            if rank() == 0:
+                save_best(settings, model, dataset, log)  # the run may have ended between last.pth and best.pth
             print(f"resuming in epoch {len(log)}")
     return log
 
 
 def load_state(path, settings, model, method, optimizer, scheduler, dataset):
-    """Load last.pth into all arguments and return its log; arguments and errors are those of `resume`."""
+    """Load last.pth as `resume`, with the same arguments and errors, and return its log."""
     saved = load_checkpoint(path)
     if saved["authors"] or not {"optimizer", "scheduler", "log", "method"} <= saved.keys():
-        raise InputError(f"{path}: no run to resume is in it; remove the file, or choose another --ckpt_path")
+        raise InputError(f"{path}: contains no run to resume; remove the file, or choose another --ckpt_path")
     for name, ours, theirs in differing(vars(settings), saved["settings"]):
         raise InputError(
             f"--{name} {ours}: {path} was trained with {theirs}; use the same value, or another --ckpt_path"
@@ -99,8 +110,8 @@ def load_state(path, settings, model, method, optimizer, scheduler, dataset):
         raise InputError(f"{path}: does not fit this run ({first_line(error)}); choose another --ckpt_path") from None
     if saved.get("clips") != hash_of_clips(dataset):
         raise InputError(
-            f"{path}: trained on other clips, since some could be decoded only then or only now; restore them, or "
-            "choose another --ckpt_path"
+            f"{path}: trained on other clips, because some could be decoded then and not now, or now and not then; "
+            "restore them, or choose another --ckpt_path"
         )
     return saved["log"]
 

@@ -13,9 +13,9 @@ from utils.errors import InputError
 def choose_device(device="auto", gpu_ids=()):
     """Return the torch.device to run on.
 
-    It is `device` unless that is "auto", else a GPU of `gpu_ids`, else the best device of this machine. Each process
-    that torchrun starts gets a GPU of its own. If `gpu_ids` names GPUs on a machine without one, this prints a warning
-    and returns the CPU.
+    It is `device` unless that is "auto" or "cuda", else a GPU of `gpu_ids`, else the best device of this machine. Each
+    process that torchrun starts gets a GPU of its own. If `gpu_ids` names GPUs on a machine without CUDA, this prints a
+    warning and chooses another device.
 
     Raises:
         InputError: this machine does not have the device, or several GPUs are named for one process.
@@ -49,9 +49,10 @@ def choose_device(device="auto", gpu_ids=()):
                 f"--gpu_ids {gpu_ids[number]}: this machine's GPUs are 0 to {torch.cuda.device_count() - 1}; use these"
             )
         return torch.device("cuda", gpu_ids[number])
+    found = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if gpu_ids:
-        print("warning: --gpu_ids: no GPU on this machine, running on the CPU", file=sys.stderr)
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        print(f"warning: --gpu_ids: no CUDA GPU on this machine, running on {found}", file=sys.stderr)
+    return found
 
 
 def compile_when_run(modules, device):

@@ -105,7 +105,13 @@ def class_names(names, n_classes):
 
 
 def accuracy(predictions, branch, of_class=None):
-    """Return the share of clips whose top class is right, of all or of the label `of_class`; None without clips."""
+    """Return the share of clips whose top class is correct; None without clips.
+
+    Args:
+        predictions: as `predict` returns them.
+        branch: "fused" or a modality.
+        of_class: count only the clips with this label; None for all clips.
+    """
     hits = predictions[branch].argmax(dim=1) == predictions["label"]
     if of_class is not None:
         hits = hits[predictions["label"] == of_class]

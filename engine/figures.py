@@ -69,8 +69,8 @@ def draw_panels(panels, classes):
 
 
 TRAINING_NOTE = (
-    "Training accuracies are means over the steps of an epoch, on augmented clips. Test accuracies at the end of the "
-    "epoch can lie above them."
+    "Training accuracies are means over the steps of an epoch, on augmented clips. Accuracies on other clips are those "
+    "at the end of the epoch, and can be higher."
 )
 
 

@@ -4,7 +4,6 @@ The name of the folder depends on the settings only.
 """
 
 import hashlib
-import json
 import os
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from methods import METHODS
 from models.weights import load_checkpoint
 from utils.config import DEFAULTS, NAMED, PATHS, changes_results, differing, format_value
 from utils.errors import InputError
-from utils.files import lock_folder, write_json
+from utils.files import lock_folder, read_json, write_json
 from utils.processes import first_process, gather, rank
 
 RECORD, LAST, RESULT = "run.json", "last.pth", "result.json"
@@ -26,8 +25,8 @@ RUN_FILES += ("confusion.png", "best.json", "last.json", "predictions.csv", "sup
 def folder_of(settings):
     """Return the folder of a run: `ckpt/<dataset>/<method>-<tuned flag><value>-seed<seed>-<other settings>`.
 
-    The other settings are those that change results and differ from the dataset's defaults. If the clips are in other
-    folders than the dataset's, <dataset> includes a hash of these folders.
+    The other settings are those that change results and differ from the dataset's defaults, and the runs and teachers
+    that a method uses. If the clips are in other folders than the dataset's, <dataset> includes a hash of the folders.
 
     Args:
         settings: complete Namespace, as `engine.settings.parse_training` returns it.
@@ -77,8 +76,7 @@ def read_record(path):
         InputError: the file is missing, or is not a run.json.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            record = json.load(file)
+        record = read_json(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; use the run.json of a run") from None
     except ValueError:
@@ -103,8 +101,8 @@ def recorded_settings(folder):
 
 def result_of(folder):
     """Return the last epoch and the settings of a finished run from result.json, or (-1, None) if it is missing."""
-    with suppress(OSError, ValueError, KeyError, TypeError), open(os.path.join(folder, RESULT), "rb") as file:
-        result = json.load(file)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        result = read_json(os.path.join(folder, RESULT))
         return int(result["last"]["epoch"]), result.get("settings")
     return -1, None
 
@@ -157,23 +155,27 @@ def run_folder(settings):
 
 
 def check_data(settings, data):
-    """Check that the run in the folder, if any, was trained on the training clips that are listed now.
+    """Check that the run in the folder, if any, used the clips that are listed now.
+
+    Of a finished run only the training clips are checked, so that other test clips can be evaluated.
 
     Args:
         data: `Data.description`, of all listed clips, also those that cannot be decoded.
 
     Raises:
-        InputError: the run was trained on other clips.
+        InputError: the run used other clips.
     """
     path = os.path.join(settings.ckpt_path, RECORD)
     before = (
         {} if settings.overwrite or not has_any_file(settings.ckpt_path, RECORD) else read_record(path).get("data", {})
     )
-    if before and before["train"] != data["train"]:
-        raise InputError(
-            f"{settings.ckpt_path}: trained on other clips, {before['train']['clips']} were listed then, "
-            f"{data['train']['clips']} now; use --overwrite to train again, or another --ckpt_path to keep both"
-        )
+    for split in ("train",) if is_finished(settings) else before.keys() & data.keys():
+        if before and before[split] != data[split]:
+            raise InputError(
+                f"{settings.ckpt_path}: {'trained' if split == 'train' else 'evaluated'} on other clips, "
+                f"{before[split]['clips']} were listed then, {data[split]['clips']} now; use --overwrite to train "
+                "again, or another --ckpt_path to keep both"
+            )
 
 
 def write_record(settings, data):

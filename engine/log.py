@@ -44,10 +44,9 @@ class RunLog:
         if settings.use_tensorboard:
             folder, into = self.path("tensorboard"), settings.tensorboard_path
             if into:
-                first, *below = Path(
-                    settings.ckpt_path
-                ).parts  # in ckpt/, the dataset's folder is part of the run's name
-                folder = os.path.join(into, *(below if first == "ckpt" and below else [Path(settings.ckpt_path).name]))
+                path = Path(settings.ckpt_path)
+                below = path.parts[1:] if path.parts[:1] == ("ckpt",) else ()  # with the dataset's folder
+                folder = os.path.join(into, *(below or [path.absolute().name]))
             steps = len(rows) * len(data.train) if settings.tensorboard_steps else None
             self.board = Board(folder, vars(settings), rows, steps)
 

@@ -116,6 +116,8 @@ def with_recorded(settings, typed, parser, argv):
     recorded = None
     if path:
         recorded = read_record(path)["settings"] if settings.config else recorded_settings(path)
+    if settings.resume and not recorded:
+        print(f"warning: --resume: no run in {path}, starting a new one", file=sys.stderr)
     if not recorded:
         return settings
     recorded = {name: value for name, value in resolve(recorded).items() if name not in NOT_REUSED}

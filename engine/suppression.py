@@ -55,11 +55,11 @@ def suppression(fusion, features, label):
         label: (B,).
 
     Returns:
-        {"s_<modality>": (B,), "ratio_<modality>": (B,)} in float64.
+        {"s_<modality>": (B,), "ratio_<modality>": (B,)} in float64, on the CPU.
     """
-    fused, true, values = fusion.fuse(features).double(), label.unsqueeze(1), {}
+    fused, true, values = fusion.fuse(features).cpu().double(), label.cpu().unsqueeze(1), {}
     for name, feature in features.items():
-        alone = fusion.alone_with_zeros(name, feature).double()
+        alone = fusion.alone_with_zeros(name, feature).cpu().double()
         others = fused - alone  # (B, C): terms of the other modalities, without bias
         s = (others - others.gather(1, true)).exp().scatter(1, true, 0)
         values[f"s_{name}"] = s.sum(dim=1) / (s.shape[1] - 1)

@@ -139,7 +139,7 @@ def resolve(settings):
 def check_flags(settings, typed):
     """Check that the flags fit the method: reject flags of other methods, and require those that the method needs.
 
-    Flags of other methods that the authors' scripts always have only print a warning.
+    For flags of other methods in AUTHORS_FLAGS, which the authors' scripts always set, print a warning only.
 
     Args:
         settings: resolved Namespace.
@@ -201,6 +201,9 @@ def build_method(settings, model):
     Args:
         settings: a resolved Namespace, or a dict, which is resolved here.
         model: AVClassifier with initial weights. The method may replace its fusion module.
+
+    Raises:
+        InputError: a flag of the method does not fit the model.
     """
     settings = Namespace(**resolve(settings)) if isinstance(settings, dict) else settings
     return METHODS[settings.method].method_class(settings, model)

@@ -161,7 +161,7 @@ class MeanOfHeads(OwnHeads):
 
 
 class SharedHead(Fusion_AUXI):
-    """One linear head for all modalities; the fused logits are the mean of theirs, weighted by `by_certainty`."""
+    """One linear head for all modalities; the fused logits are the mean of all logits, weighted by certainty."""
 
     def __init__(self, model):
         super().__init__(model.n_classes, model.dim, model.modalities)

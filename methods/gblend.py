@@ -14,6 +14,7 @@ from pathlib import Path
 
 from methods.joint_uni import JointUni
 from utils.errors import InputError
+from utils.files import read_json, read_text
 
 
 class GBlend(JointUni):
@@ -53,9 +54,8 @@ def read_losses(settings, runs):
     found = []
     for folder in map(Path, settings.gblend_runs.split(",")):
         try:
-            recorded = json.loads((folder / "result.json").read_text())["settings"]
-            rows = [json.loads((folder / "start.json").read_text())]
-            rows.append(json.loads((folder / "log.jsonl").read_text().splitlines()[-1]))
+            recorded = read_json(folder / "result.json")["settings"]
+            rows = [read_json(folder / "start.json"), json.loads(read_text(folder / "log.jsonl").splitlines()[-1])]
             found.append((recorded["method"], tuple((row["loss"], row["val_loss"]) for row in rows)))
         except (OSError, ValueError, KeyError, IndexError, TypeError):
             raise InputError(

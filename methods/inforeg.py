@@ -64,7 +64,8 @@ class InfoReg(Method):
         """Return a list with True for each encoder that is in its window."""
         if len(self.traces) < 2:
             return [False] * len(model.modalities)
-        return [(now - before) / now > self.settings.inforeg_k for before, now in zip(*self.traces, strict=True)]
+        pairs = zip(*self.traces, strict=True)
+        return [now > 0 and (now - before) / now > self.settings.inforeg_k for before, now in pairs]
 
 
 def leads(scores):

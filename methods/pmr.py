@@ -71,11 +71,5 @@ class PMR(Method):
         """Return the coefficients (help, hold) of all modalities from their scores S: (n,) -> (n,), (n,)."""
         holds = mean_over_others(scores, lambda own, other: (own / other - 1).clamp(0, 1))
         if self.settings.pmr_rule == "code":
-            return mean_over_others(scores, slower), holds
+            return mean_over_others(scores, lambda own, other: (own < other).to(own)), holds
         return mean_over_others(scores, lambda own, other: (other / own - 1).clamp(0, 1)), holds
-
-
-def slower(own, other):
-    """Return 1 where `own` is below `other`, else 0; of two equal scores, the later counts as below, as in the code."""
-    later = torch.ones(own.shape[0], other.shape[1], dtype=torch.bool, device=own.device).tril(-1)
-    return ((own < other) | (own == other) & later).to(own)

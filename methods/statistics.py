@@ -1,4 +1,4 @@
-"""Compute statistics of a batch for methods; every process gets the same values."""
+"""Compute statistics of a batch for methods. `true_probability` and `batch_mean` cover all processes."""
 
 from contextlib import contextmanager
 
@@ -10,8 +10,9 @@ from utils.processes import size, total
 
 
 def dot(x, y):
-    """Return the inner product of two lists of tensors, summed in float64."""
-    return torch.stack([(one * other).sum(dtype=torch.float64) for one, other in zip(x, y, strict=True)]).sum()
+    """Return the inner product of two lists of tensors, summed in float64, or in float32 on MPS, which has no other."""
+    dtype = torch.float32 if x[0].device.type == "mps" else torch.float64
+    return torch.stack([(one * other).sum(dtype=dtype) for one, other in zip(x, y, strict=True)]).sum()
 
 
 def ratio(x, y, smallest):

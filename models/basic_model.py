@@ -23,7 +23,7 @@ class AVClassifier(nn.Module):
         modality: "full" for all encoders and the fusion module. The name of a modality for the unimodal baseline: one
             encoder, and a linear classifier in place of the fusion module.
         backbone: a key of `BACKBONES`, the architecture of the encoders.
-        alone: "own" or "zeros", how the fusion module scores one modality alone; no effect with concat.
+        alone: "own" or "zeros", how the fusion module scores one modality alone; no effect with concat, mixer and mmtm.
         inputs: {modality: size of the encoder's input}: channels of images, or width of feature vectors for "mlp".
 
     Attributes:

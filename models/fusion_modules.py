@@ -29,8 +29,8 @@ class Fusion_AUXI(nn.Module):
         takes_maps: True if a feature is the last maps of an encoder, False if it is their average.
         zeros: True if one modality alone is scored with 0 in place of the others.
         shared_bias: the part of the bias in one modality's logits that belongs to the other modalities, with the bias
-            split evenly. It is 0 if each modality has its own bias, or if the fused logits are not a sum over the
-            modalities.
+            split evenly. It is 0 if one modality's logits have only its own bias, or if the fused logits are not
+            a sum over the modalities.
 
     Raises:
         ValueError: the module does not take this number of modalities.
@@ -57,7 +57,10 @@ class Fusion_AUXI(nn.Module):
         raise NotImplementedError
 
     def alone(self, name, feature):
-        """Return the logits of one modality alone (paper eq. 11 to 14), here with its feature in every place."""
+        """Return the logits of one modality alone, here with its feature in every place, as in the authors' code.
+
+        The paper has 0 in place of the others (eq. 12 and 14): `alone_with_zeros`.
+        """
         return self.fuse(dict.fromkeys(self.modalities, feature))
 
     def vector(self, name, feature):

@@ -36,7 +36,7 @@ def load_initial_weights(model, weights, backbone):
             parts = dict.fromkeys(model.modalities, network)
         loaded = [name for name, part in parts.items() if part]
         if not loaded:
-            raise InputError(f"--weights {source}: has weights of no encoder of this model; use another file")
+            raise InputError(f"--weights {source}: contains no weights for an encoder of this model; use another file")
         for name in loaded:
             load_into(network_of(model, name), parts[name], source, backbone)
         print(f"--weights {source}: loaded into the {' and '.join(loaded)} encoder")

@@ -1,4 +1,4 @@
-"""Define every flag of main_dgl.py and valid.py: name, type, default, help, group, and whether it changes results.
+"""Define every flag of main_dgl.py and valid.py: name, type, default, help, group, and effect on results.
 
 The table FLAGS is the only source of the parsers, run.json, the checks before a run resumes, the names of run folders,
 and docs/flags.md. `python -m utils.config` prints docs/flags.md.
@@ -72,7 +72,7 @@ class Flag:
         help: what the flag does and when to change it, without the default.
         type: function that converts the typed text; bool for a flag without a value.
         choices: the accepted values; () if `build_parser` gets them from its caller, or if any value is accepted.
-        results: whether the flag changes results. Such flags are part of a run's folder name, and a resumed run must
+        results: True if the flag changes results. Such flags are part of a run's folder name, and a resumed run must
             have the same values.
         methods: names of the methods that the flag belongs to; () for all methods.
         scripts: the scripts that take the flag, main_dgl.py ("main") or valid.py ("valid").
@@ -105,7 +105,7 @@ class Flag:
 
 DGL, OGM, BOTH = ("dgl", "no_mgt", "no_ugt", "no_mgt+no_ugt"), ("ogm", "ogm_ge"), ("main", "valid")
 
-# Settings outside the group "run" that do not change results: a resumed run may have other values.
+# Settings outside the group "run" that a resumed run may change: files may have moved, and --epochs may grow.
 FREE = {
     "root",
     "audio_path",
@@ -120,7 +120,7 @@ FREE = {
     "umt_visual",
     "umt_text",
 }
-# The settings of FREE that are part of a run's folder name, because runs with different teachers are different runs.
+# The settings of FREE that are also part of a run's folder name, because runs with other teachers are other runs.
 NAMED = {"gblend_runs", "umt_audio", "umt_visual", "umt_text"}
 ALIASES = {"num_frame": ("use_video_frames",)}
 
@@ -205,8 +205,8 @@ FLAGS = (  # name, type or choices, default, metavar, help
         (
             "alone", ("own", "zeros"), "own", None,
             "how the fusion module scores one modality alone. own, as in the authors' code: its feature takes the "
-            "place of the others (gated, film, bilinear), or only its own layer is used (sum). zeros, as in the "
-            "paper: 0 takes the place of the others",
+            "place of the others (film, bilinear), it gates itself (gated), or only its own layer is used (sum). "
+            "zeros, as in the paper: 0 takes the place of the others, always so with concat, mixer and mmtm",
         ),
     ),
     *flags(
@@ -264,7 +264,7 @@ FLAGS = (  # name, type or choices, default, metavar, help
         "method",
         (
             "joint_uni_weight", number, 1.0, "W",
-            "weight of the unimodal losses; alpha of G-Blending in Table 4 of the DGL paper",
+            "weight of the unimodal losses; probably alpha of what Table 4 of the DGL paper calls G-Blending",
         ),
         methods=("joint_uni",),
     ),
@@ -521,9 +521,8 @@ def as_markdown():
         "# Flags",
         "",
         "`main_dgl.py` and `valid.py` take these flags; `python main_dgl.py --help` lists them too.",
-    ]
-    lines += [
-        "A flag marked `*` changes results. It is part of a run's folder name, and a resumed run keeps its value."
+        "A flag marked `*` changes results. A run is resumed only with the same value. Values that are not the default",
+        f"are part of the name of the run's folder. So are {', '.join(f'`--{name}`' for name in sorted(NAMED))}.",
     ]
     for group in dict.fromkeys(flag.group for flag in FLAGS):
         lines += ["", f"## {group.capitalize()}", "", "| flag | default | what it does |", "|---|---|---|"]

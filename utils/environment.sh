@@ -17,8 +17,8 @@ reason=$("$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>&1) |
   fail "Python 3.10 or newer is needed; install it and put it on the PATH as python3"
 }
 
-# Makes sure that the packages of requirements.txt and of the files given as arguments are installed. If the current
-# Python does not have them, installs them into .venv, which is created, or updated if one of the files has changed.
+# Make sure that the packages of requirements.txt and of the files given as arguments are installed. If the current
+# Python does not have them, install them into .venv, which is created, or updated if one of the files has changed.
 ensure_packages() {
   local file stale= modules
   modules="torchvision torchaudio librosa soundfile cv2 av pebble filelock tqdm tensorboard sklearn matplotlib"
@@ -41,7 +41,7 @@ sys.exit(any(importlib.util.find_spec(name) is None for name in '$modules'.split
   PYTHON=.venv/bin/python
 }
 
-# Runs a command until it ends, and forwards to it the signals with which a terminal or a cluster ends a job.
+# Run a command until it ends, and forward to it the signals with which a terminal or a cluster ends a job.
 run() {
   local child status signal received=
   "$@" </dev/null & # a background process ignores Ctrl-C, so it gets SIGTERM instead
@@ -58,12 +58,13 @@ run() {
   return "${received:-$status}"
 }
 
-# Trains in `processes` processes and validates the best epoch. Settings are the variables at the top of a dataset's
+# Train in `processes` processes and validate the best epoch. Settings are the variables at the top of a dataset's
 # script; the arguments are further flags of main_dgl.py.
 train_and_validate() {
   set -- --modulation Normal --fusion_method concat --alpha "$alpha" --learning_rate "$learning_rate" \
     --lr_decay_step "$lr_decay_step" --epochs "$epochs" --batch_size "$batch_size" --random_seed "$seed" \
     --use_tensorboard "$@"
+  [[ "${processes:-1}" =~ ^[1-9][0-9]*$ ]] || fail "processes=$processes: not a number of at least 1; change it"
   local launch=("$PYTHON")
   [ "${processes:-1}" -eq 1 ] || launch+=(-m engine.launch --standalone "--nproc_per_node=$processes")
   run "${launch[@]}" main_dgl.py --train "$@"

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import select
@@ -21,6 +22,7 @@ WORKER_KILLED = (
 # PyTorch's messages
 KILLED = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"
 SHARED_MEMORY_FULL = r"(?s).*unable to (allocate|open|resize|write|mmap).*(shared memory|/torch_)"
+OUT_OF_MEMORY = r"CUDA out of memory|DefaultCPUAllocator: (can't allocate|not enough) memory"
 PROCESS_LOST = r"(?i)gloo|nccl|process group|connection (closed|reset|refused)|broken pipe"
 
 
@@ -119,11 +121,11 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def resembles(typed, flag):
-    """Return True if an unknown word may stand for a flag: as its beginning, its initials, or a misspelling."""
+    """Return True if an unknown word may stand for a flag: as its start, its initials, or a misspelling."""
     initials = "--" + "".join(word[0] for word in flag.strip("-").split("_"))
-    is_beginning = flag.startswith(typed) and typed.strip("-")
+    is_prefix = flag.startswith(typed) and typed.strip("-")
     return typed[:2] == "--" and bool(
-        is_beginning or typed == initials or difflib.get_close_matches(typed, [flag], 1, 0.8)
+        is_prefix or typed == initials or difflib.get_close_matches(typed, [flag], 1, 0.8)
     )
 
 
@@ -139,9 +141,15 @@ def output_is_closed():
 
 
 def known_reason(fault):
-    """Return the reason and the remedy for an error of PyTorch with a known external cause, or None."""
+    """Return the reason and the remedy for an error with a known external cause, or None."""
+    if isinstance(fault, OSError) and fault.errno == errno.ENOSPC:
+        return (
+            f"{fault.filename or 'output'}: no space left on the device; free space and run the same command to resume"
+        )
     if not isinstance(fault, RuntimeError):
         return None
+    if re.search(OUT_OF_MEMORY, str(fault)):
+        return "memory ran out; use a smaller --batch_size, --image_size or --num_frame"
     if re.match(KILLED, str(fault)):
         return WORKER_KILLED
     if re.match(SHARED_MEMORY_FULL, str(fault)):
@@ -149,6 +157,12 @@ def known_reason(fault):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and re.search(PROCESS_LOST, str(fault)):
         return "another process of this run, or its machine, has ended; run the same command everywhere to resume"
     return None
+
+
+def with_command(message):
+    """Return a message with the command that resumes a run: with --overwrite, the same command would start it again."""
+    overwrite = " without --overwrite" if "--overwrite" in sys.argv else ""
+    return message.replace("run the same command", f"run the same command{overwrite}")
 
 
 def run_script(main):
@@ -169,19 +183,20 @@ def run_script(main):
         sys.unraisablehook = lambda _: None
         # a worker's error arrives as the text of a traceback, whose last line is the message
         message = str(error).strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {with_command(message)}", file=sys.stderr)
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt) as interruption:
         number = getattr(interruption, "number", signal.SIGINT)
         sys.unraisablehook = lambda _: None  # the destructors of objects that the signal left unfinished fail
         if os.environ.get("RANK", "0") == "0":
-            print(f"interrupted by {signal.Signals(number).name}; run the same command to resume", file=sys.stderr)
+            name = signal.Signals(number).name
+            print(with_command(f"interrupted by {name}; run the same command to resume"), file=sys.stderr)
         sys.exit(128 + number)
     except Exception as fault:
         if isinstance(fault, BrokenPipeError) and output_is_closed():
             sys.exit(128 + signal.SIGPIPE)
         if reason := known_reason(fault):
-            print(f"error: {reason}", file=sys.stderr)
+            print(f"error: {with_command(reason)}", file=sys.stderr)
             sys.exit(2)
         traceback.print_exc()
         sys.exit(1)  # a defect of this project; without sys.exit, Python would wait for workers forever

@@ -27,19 +27,24 @@ def folder_hint(path):
 def replace_file(path):
     """Yield a binary file that replaces `path` once the block has succeeded and the data are on the disk.
 
+    A device or a pipe, such as /dev/stdout, is written to directly.
+
     Raises:
         InputError: the file cannot be written. An older file at `path` stays unchanged.
     """
-    partial = f"{path}.partial"
+    is_device = str(path).startswith("/dev/") or os.path.exists(path) and not os.path.isfile(path)
+    partial = path if is_device else f"{path}.partial"
     try:
         try:
             with open(partial, "wb") as file:
                 yield file
+                if is_device:
+                    return
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
-            if os.path.exists(partial):
+            if not is_device and os.path.exists(partial):
                 os.remove(partial)
     except OSError as error:
         reason = error.strerror or error
@@ -53,7 +58,7 @@ def write_text(path, text):
 
 
 def write_files(files, overwrite):
-    """Write {path: bytes}, each whole or not at all. Files that have this content already are left alone.
+    """Write {path: bytes}, each completely or not at all. Files that have this content already are left alone.
 
     If `overwrite` replaces a file, all lists (*.csv) are removed first, so that no list names files of two versions.
 
@@ -74,6 +79,20 @@ def write_files(files, overwrite):
                     file.write(content)
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}; change --root or --split_path") from None
+
+
+def read_json(path):
+    """Return the content of a JSON file, in which names of files may have other encodings than UTF-8.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or is not JSON.
+    """
+    return json.loads(read_text(path))
+
+
+def read_text(path):
+    """Return the text of a file that `write_text` has written."""
+    return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path, values):
@@ -105,8 +124,8 @@ def lock_folder(folder, flag):
     Raises:
         InputError: another run holds the lock, or the folder cannot be created.
     """
-    created = [each for each in (Path(folder), *Path(folder).parents) if not each.exists()]
     try:
+        created = [each for each in (Path(folder), *Path(folder).parents) if not each.exists()]
         os.makedirs(folder, exist_ok=True)
         lock = FileLock(os.path.join(folder, LOCK))
         lock.acquire(timeout=LOCK_SECONDS)
@@ -119,8 +138,8 @@ def lock_folder(folder, flag):
     try:
         yield
     finally:
-        if set(os.listdir(folder)) <= {LOCK}:
-            with suppress(OSError):
+        with suppress(OSError):
+            if set(os.listdir(folder)) <= {LOCK}:
                 os.remove(os.path.join(folder, LOCK))
                 for each in created:
                     each.rmdir()
@@ -130,7 +149,7 @@ def lock_folder(folder, flag):
 
 @contextmanager
 def move_when_complete(target, unfinished):
-    """Yield a path for a new file or folder; it is moved to `target` only if the block succeeds.
+    """Yield a path for a new file or folder; it replaces `target` only if the block succeeds.
 
     Args:
         target: the final Path.
@@ -140,6 +159,7 @@ def move_when_complete(target, unfinished):
     try:
         yield path
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove(target)
         try:
             path.rename(target)
         except OSError as error:
@@ -155,5 +175,7 @@ def move_when_complete(target, unfinished):
 
 def remove(path):
     """Remove a file, or a folder with everything in it, if it exists."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

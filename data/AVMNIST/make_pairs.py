@@ -53,7 +53,12 @@ def audio_fault(path):
         if fault := wav_fault(path):
             return fault
         with open(path, "rb") as file:
-            return "" if soundfile.info(file).frames else "holds no audio"
+            samples, _ = soundfile.read(file)
+        return (
+            ("" if np.isfinite(samples).all() else "has samples that are not finite")
+            if len(samples)
+            else "holds no audio"
+        )
     except (OSError, RuntimeError):  # soundfile's errors are RuntimeErrors
         return "not a readable audio file"
 
@@ -62,7 +67,7 @@ def find_recordings(folder):
     """Return the recordings of a folder, {split: {id: digit}}, in the order of the ids.
 
     Raises:
-        InputError: a split has none, or one has another name or is damaged.
+        InputError: a split has no recording, or a recording has another name or is damaged.
     """
     recordings = {split: {} for split in SETS}
     for path in sorted(folder.glob("[!.]*.wav")):
@@ -83,7 +88,7 @@ def read_idx(path, read):
     """Read a compressed file of MNIST with one of torchvision's readers; return an array.
 
     Raises:
-        InputError: it is missing, damaged or another file.
+        InputError: the file is missing or damaged, or is not this file of MNIST.
     """
     remedy = "get it again as described in data/AVMNIST/README.md"
     try:
@@ -131,8 +136,8 @@ def draw_pairs(recordings, digits, rng):
         numbers = rng.permutation(np.flatnonzero(digits == int(digit)))
         if len(numbers) < len(ids):
             raise InputError(
-                f"MNIST/raw: {len(numbers)} images of {digit} for {len(ids)} recordings, {ids[0]} first; "
-                "get it again as described in data/AVMNIST/README.md"
+                f"MNIST/raw: only {len(numbers)} images of {digit} for {len(ids)} recordings, such as {ids[0]}; "
+                "get MNIST again as described in data/AVMNIST/README.md"
             )
         pairs |= zip(ids, numbers[: len(ids)].tolist(), strict=True)
     return pairs
@@ -153,7 +158,8 @@ def add_noise(path, decibels, rng):
     Args:
         decibels: ratio of the recording's mean power to the noise's.
     """
-    samples, rate = soundfile.read(path)
+    samples, rate = soundfile.read(path, always_2d=True)
+    samples = samples.mean(axis=1)
     spectrum = np.fft.rfft(rng.standard_normal(len(samples)))
     noise = np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)).clip(1)), len(samples))
     noise *= np.sqrt(np.mean(samples**2) / np.mean(noise**2) / 10 ** (decibels / 10))
@@ -183,13 +189,13 @@ def main():
         metavar="DB",
         help="write recordings with pink noise to <split_path>/recordings, at this signal-to-noise ratio in decibels",
     )
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="seed of all draws (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace lists and images of another pairing")
     args = parser.parse_args()
     folder = args.split_path or args.root
     clean, noisy = Path(AVMNIST.audio_path.format(root=args.root)), folder / "recordings"
     if args.noise is not None and noisy.resolve() == clean.resolve():
-        raise InputError("--noise: give a --split_path other than --root; the noisy recordings are written there")
+        raise InputError(f"--noise: would overwrite the recordings in {clean}; add a --split_path other than --root")
     recordings = find_recordings(clean)
     mnist = {split: read_digits(args.root / "MNIST" / "raw", name) for split, name in SETS.items()}
 

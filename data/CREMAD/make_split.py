@@ -75,17 +75,22 @@ def split_by_actor(clips, test_ratio, rng):
 def main():
     parser = dataset_parser("Write CREMA-D's train.csv and test.csv from the clips present.", CREMAD.root)
     add_folder(parser, "split_path", CREMAD.split_path)
-    add_folder(parser, "target")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
+    words = "folder of the frames, if video_preprocessing.py was run with --target (default: --root)"
+    parser.add_argument("--target", type=Path, metavar="DIR", help=words)
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="seed of the split (default: 0)")
     parser.add_argument("--test_ratio", type=ratio, default=0.1, metavar="R", help="share of test clips (default: 0.1)")
-    parser.add_argument("--by_actor", action="store_true", help="no actor in both lists, instead of stratified")
+    parser.add_argument(
+        "--by_actor",
+        action="store_true",
+        help="put all clips of an actor into one list, instead of stratifying by emotion",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing lists")
     args = parser.parse_args()
 
     audio = Path(CREMAD.audio_path.format(root=args.root))
     frames = Path(CREMAD.visual_path.format(root=outputs_of(args)), CREMAD().frames("", "", fps=1))
     check_folder(audio, "--root", "get it as described in data/CREMAD/README.md")
-    check_folder(frames, "--root", "run video_preprocessing.py first")
+    check_folder(frames, "--target" if args.target else "--root", "run video_preprocessing.py first")
     wavs = {path.stem for path in audio.glob("*.wav") if not path.name.startswith(".")}
     folders = {path.name for path in frames.iterdir() if not path.name.startswith(".")}
     clips = {clip_id: parse_id(clip_id) for clip_id in wavs & folders}

@@ -191,8 +191,10 @@ def main():
     parser = OneLineParser(description="Make the demo's clips.")
     roots = ", ".join(f"{grade.root} for {name}" for name, grade in GRADES.items())
     parser.add_argument("--root", type=Path, metavar="DIR", help=f"folder of the dataset (default: {roots})")
-    parser.add_argument("--clips_per_class", type=at_least(2), default=40, metavar="N", help="(default: 40)")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(default: 0)")
+    parser.add_argument(
+        "--clips_per_class", type=at_least(2), default=40, metavar="N", help="clips per emotion (default: 40)"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="seed of all draws (default: 0)")
     parser.add_argument("--grade", choices=GRADES, default="easy", help="difficulty (default: easy)")
     args = parser.parse_args()
     args.root = args.root or Path(GRADES[args.grade].root)
