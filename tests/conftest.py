@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -16,8 +18,10 @@ import librosa
 import numpy as np
 import pytest
 from filelock import FileLock
+from matplotlib.figure import Figure
 from torch import nn
 
+import main_dgl
 from engine.settings import complete, training_parser
 from methods import build_method
 from models.backbone import BACKBONES
@@ -67,6 +71,29 @@ def run_shell(script, /, *arguments, project=ROOT, check=True, folder=None, **ch
     return done
 
 
+def wait_for(condition, process=None, pause=0.05):
+    """Wait until a condition holds, for two minutes at most, and as long as the process runs."""
+    deadline = time.monotonic() + 120
+    while not condition() and (process is None or process.poll() is None) and time.monotonic() < deadline:
+        time.sleep(pause)
+    assert condition(), "it did not come to that"
+
+
+def processes_of(folder):
+    """Return the numbers of the processes that work in a folder, or whose command line names it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if os.readlink(path / "cwd") == str(folder) or os.fsencode(folder) in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+    return found
+
+
+def contents(folder):
+    """Return {path in a folder: content} of all files below it."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def settings_of(*flags):
     """Return the settings that flags of main_dgl.py stand for."""
     return complete(vars(training_parser().parse_args([*map(str, flags)])))
@@ -100,6 +127,12 @@ def data_flags(root):
 
 
 SMALL = ["--image_size", 32, "--batch_size", 8, "--num_workers", 1]
+TWO_EPOCHS = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01]
+
+
+def train(root, folder, *flags):
+    """Train into a folder, in this process, on a corpus: small images and batches."""
+    run_here(main_dgl, "--train", *data_flags(root), *SMALL, "--ckpt_path", folder, *flags)
 
 
 class SmallEncoder(nn.Sequential):
@@ -126,7 +159,8 @@ def small_encoders(monkeypatch):
 def make_small(patch):
     """Use small encoders, and draw no figures of a run, which would take longer than the run."""
     patch.setitem(BACKBONES, "resnet18", SmallEncoder)
-    for name in ("confusion_figures", "curves_figure", "save_figure"):
+    patch.setattr("engine.log.confusion_figures", lambda *_: Figure(figsize=(1, 1)))  # for TensorBoard
+    for name in ("curves_figure", "save_figure"):
         patch.setattr(f"engine.log.{name}", lambda *_: None)
 
 
@@ -191,6 +225,12 @@ def corpus(raw_corpus, once):
     return once("corpus", make) / "CREMA-D"
 
 
+@pytest.fixture
+def moved(corpus, tmp_path):
+    """Return a copy of the corpus, to be changed, without a cache."""
+    return shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
+
+
 @pytest.fixture(scope="session")
 def few(corpus, tmp_path_factory):
     """Return a third of the corpus: a clip of every class to train on and two to test; not to be changed by a test."""
@@ -208,12 +248,21 @@ def trained(corpus, once):
     """Return the folder of a run of two epochs on the corpus, not to be changed by a test, and what it printed."""
 
     def make(folder):
-        flags = ["--epochs", 2, "--lr_decay_step", "[1]", "--learning_rate", 0.01, "--ckpt_path", folder / "run"]
-        done = run_fork("main_dgl.py", "--train", *data_flags(corpus), *SMALL, *flags)
-        (folder / "output").write_text(done.stdout)
+        flags = [*data_flags(corpus), *SMALL, *TWO_EPOCHS, "--ckpt_path", folder / "run"]
+        (folder / "output").write_text(run_fork("main_dgl.py", "--train", *flags).stdout)
 
     folder = once("trained", make)
     return folder / "run", (folder / "output").read_text()
+
+
+@pytest.fixture(scope="session")
+def whole(corpus, tmp_path_factory):
+    """Return the folder of the same run with small encoders, not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        train(corpus, folder, *TWO_EPOCHS)
+    return folder
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main_dgl
 from engine import evaluation, meter, suppression
 from methods import features
-from models.backbone import BACKBONES, ResNet18
+from models.backbone import BACKBONES
 from models.basic_model import AVClassifier
-from tests.conftest import SMALL, SmallEncoder, data_flags, make_small, run_here
+from tests.conftest import SmallEncoder, make_small, train
+from tests.test_methods import NarrowResNet
 from utils.batches import to_device
 
 RUNS = """
@@ -45,7 +46,6 @@ relearn --val_ratio 0.3 --relearn_every 1 --relearn_unimodal 1 --epochs 3
 umt
 inforeg --inforeg_k=-1e9 --epochs 3
 """.strip().splitlines()  # methods and their flags; each is the name of its folder too
-WHOLE = ("dgl --fusion_method concat", "dgl --fusion_method mmtm")  # with ResNet-18
 BATCHES = ["--batch_size", 8, "--image_size", 33]  # of 18 clips: two batches, and two clips that are left over
 
 
@@ -68,18 +68,17 @@ def train_all(corpus, out):
     with main_dgl.processes(torch.device("cpu")), pytest.MonkeyPatch.context() as patch:
         patch.setattr(main_dgl, "processes", lambda device: nullcontext())  # in one launch they are joined once
         make_small(patch)
-        build, train = main_dgl.build, AVClassifier.train
+        build, training = main_dgl.build, AVClassifier.train
         patch.setattr(main_dgl, "build", lambda *arguments: in_float64(*build(*arguments)))
-        patch.setattr(AVClassifier, "train", lambda model, mode=True: train(model, False))
+        patch.setattr(AVClassifier, "train", lambda model, mode=True: training(model, False))
         patch.setattr(main_dgl, "refresh_batchnorm", lambda model, batches: None)
         for module in (meter, evaluation, suppression, features):
             patch.setattr(module, "to_device", small_batch)
-        common = ["--device", "cpu", *data_flags(corpus), *SMALL, "--num_workers", 0, *BATCHES, "--epochs", 1]
+        common = ["--device", "cpu", "--num_workers", 0, *BATCHES, "--epochs", 1]
         teachers = [f"--umt_{name}={corpus / name}.pth" for name in ("audio", "visual")]
         for run in RUNS:
-            patch.setitem(BACKBONES, "resnet18", ResNet18 if run in WHOLE else SmallEncoder)
-            flags = [*run.split(), *(teachers if run == "umt" else []), "--ckpt_path", out / run]
-            run_here(main_dgl, "--train", *common, "--method", *flags)
+            patch.setitem(BACKBONES, "resnet18", NarrowResNet if "mmtm" in run else SmallEncoder)
+            train(corpus, out / run, *common, "--method", *run.split(), *(teachers if run == "umt" else []))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from pathlib import Path
 PACKAGES = "torch.utils.data torch.distributed torch.nn.parallel torchaudio.functional torchvision.models.resnet "
 PACKAGES += "torchvision.transforms.v2 librosa.core.audio librosa.util.utils soundfile soxr cv2 av PIL.Image "
 PACKAGES += "pebble tqdm filelock scipy.signal scipy.stats sklearn.linear_model sklearn.metrics sklearn.pipeline "
-PACKAGES += "sklearn.cluster matplotlib.figure torch.utils.tensorboard torch.utils.tensorboard.summary"
+PACKAGES += "sklearn.cluster matplotlib.figure torch.utils.tensorboard torch.utils.tensorboard.summary pytest"
 PYTHON = "DGL_TESTS_PYTHON"  # in a script's environment: the interpreter that it starts others with
+SMALL = "DGL_TESTS_SMALL"  # in a script's environment: it has small encoders and draws no figures of a run
 ROOT = Path(__file__).resolve().parents[1]
 HERE = sys.platform == "linux"  # elsewhere scripts are started as usual
 
@@ -145,6 +146,13 @@ if __name__ == "__main__":
         importlib.import_module(package)
     gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[2])))
+    if SMALL in os.environ:
+        sys.path[0] = str(ROOT)
+        from pytest import MonkeyPatch
+
+        from tests.conftest import make_small
+
+        make_small(MonkeyPatch())
     if sys.argv[0] == "-m":
         sys.path[0] = os.getcwd()
         del sys.argv[0]

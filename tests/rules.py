@@ -14,16 +14,36 @@ from models.backbone import BACKBONES
 from models.basic_model import AVClassifier
 from models.fusion_modules import FUSION_MODULES
 from tests.conftest import SmallEncoder, settings_of
-from tests.test_dgl_step import CLASSES, FORMULAS, linear
 
+CLASSES = 5
 NEEDS = {"gblend": ["--gblend_weights", "0.2,0.5,0.3"]}  # flags that a method is not built without
 
 
-def small_model(fusion="concat", modality="full", seed=0, n_classes=CLASSES, inputs=None):
+def batch(size=4, frames=2):
+    """Return a batch of random clips in float64: {"audio": .., "visual": ..}, label."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = {
+        "audio": torch.randn(size, 1, 40, 44, generator=generator, dtype=torch.float64),
+        "visual": torch.randn(size, 3, frames, 36, 36, generator=generator, dtype=torch.float64),
+    }
+    return inputs, torch.randint(CLASSES, (size,), generator=generator)
+
+
+def small_model(
+    fusion="concat", modality="full", seed=0, n_classes=CLASSES, inputs=None, encoder=SmallEncoder, alone="own"
+):
     """Return an AVClassifier with small encoders, in float32."""
-    with patch.dict(BACKBONES, resnet18=SmallEncoder):
+    with patch.dict(BACKBONES, resnet18=encoder):
         torch.manual_seed(seed)
-        return AVClassifier(n_classes, fusion, modality, inputs=inputs)
+        return AVClassifier(n_classes, fusion, modality, alone=alone, inputs=inputs)
+
+
+def draw_biases(model):
+    """Draw the biases of the fusion module, which are 0 at first, so that it matters how a bias is counted."""
+    with torch.no_grad():
+        for name, parameter in model.fusion_module.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
 
 
 def prepared(name, model, method):
@@ -44,14 +64,11 @@ def prepared(name, model, method):
     return model, method
 
 
-def rule(name, *flags, fusion="concat"):
+def rule(name, *flags, **arguments):
     """Return a small model in float64, in training, and its method, ready to step -> (model, method)."""
-    model = small_model(fusion)
+    model = small_model(**arguments)
     method = build_method(settings_of("--method", name, *NEEDS.get(name, ()), *flags), model)
-    with torch.no_grad():
-        for layer in model.fusion_module.modules():
-            if isinstance(layer, nn.Linear):
-                layer.bias.normal_()  # so that it matters how a bias is counted
+    draw_biases(model)
     prepared(name, model, method)  # a teacher stays in float32
     return model.double().train(), method
 
@@ -78,6 +95,24 @@ def assert_gradients(model, expected, tolerance=1e-5):
         assert error < tolerance, f"{name}: relative error {error:.2e}"
 
 
+def weighted(model, losses, of_encoders, of_fusion):
+    """Return the gradients of weighted losses, {name: gradient}, with other weights for the encoders."""
+    encoders, expected = (
+        gradients(model, sum(weight * loss for weight, loss in zip(weights, losses.values(), strict=False)))
+        for weights in (of_encoders, of_fusion)
+    )
+    names = [each for modality in model.modalities for each in encoder_names(model, modality)]
+    return expected | {name: encoders[name] for name in names}
+
+
+def assert_outputs(model, outputs, logits, losses):
+    """Check the outputs of a step, {branch: Output}, by the logits and the losses of all branches."""
+    assert list(outputs) == list(model.branches) == list(logits)
+    tolerance = {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close({branch: output.logits for branch, output in outputs.items()}, logits, **tolerance)
+    torch.testing.assert_close({branch: output.loss for branch, output in outputs.items()}, losses, **tolerance)
+
+
 # Three modalities
 
 TOY_CLASSES, TOY_DIM, TOY_BATCH = 4, 6, 5
@@ -88,6 +123,7 @@ class Toy(nn.Module):
     """A model of three modalities, or of those of other `encoders`, {modality: module}, as the methods use one."""
 
     frozen = ()
+    forward = AVClassifier.forward
 
     def __init__(self, fusion="concat", encoders=None, n_classes=TOY_CLASSES, dim=TOY_DIM):
         super().__init__()
@@ -119,10 +155,10 @@ def toy(name=None, *flags, fusion="concat", **arguments):
     return model.double(), method
 
 
-def toy_rule(name, *flags, fusion="concat"):
+def toy_rule(name, *flags, **arguments):
     """Return a Toy and the method of this name, ready to step -> (model, method)."""
     flags = ["--gblend_weights", "0.4,0.3,0.2,0.1", *flags] if name == "gblend" else flags
-    return prepared(name, *toy(name, *flags, fusion=fusion))
+    return prepared(name, *toy(name, *flags, **arguments))
 
 
 def toy_batch(seed=1, size=TOY_BATCH):
@@ -134,24 +170,111 @@ def toy_batch(seed=1, size=TOY_BATCH):
     return inputs, torch.randint(TOY_CLASSES, (size,), generator=generator)
 
 
-def joint_logits(model, fusion, features):
-    """Return the joint head's logits by the formulas, of all features and of each: W_u z_u + b with concat."""
-    p = dict(getattr(model.fusion_module, "joint", model.fusion_module).named_parameters())
-    if fusion == "gated":
-        fused, *alone = FORMULAS[fusion]
-        logits = {name: formula(p, z) for formula, (name, z) in zip(alone, features.items(), strict=True)}
-        return {"fused": fused(p, *features.values()), **logits}
-    if fusion == "concat":
-        parts = zip(p["fc_out.weight"].split(model.dim, dim=1), features.items(), strict=True)
-        logits = {name: z @ part.T + p["fc_out.bias"] for part, (name, z) in parts}
-        return {"fused": sum(logits.values()) - (len(logits) - 1) * p["fc_out.bias"], **logits}
-    logits = {name: linear(p, f"fc_{letter}", z) for letter, (name, z) in zip("xyz", features.items(), strict=True)}
-    return {"fused": sum(logits.values()), **logits}
+# Formulas
+
+
+def linear(p, name, x):
+    return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+
+def film(p, x, y):
+    hidden = linear(p, "fc", x)
+    half = hidden.shape[1] // 2
+    return linear(p, "fc_out", hidden[:, :half] * y + hidden[:, half:])
+
+
+def mixer(p, *features):
+    """Return the mixer's logits of features (B, dim) by the formulas of CubeMLP, without dropout."""
+
+    def perceptron(name, x):
+        spread = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        hidden = linear(p, f"{name}.1", spread * p[f"{name}.0.weight"] + p[f"{name}.0.bias"])
+        return linear(p, f"{name}.3", hidden * (1 + torch.erf(hidden / 2**0.5)) / 2)  # GELU
+
+    tokens = torch.stack(features, dim=1)
+    for k in range(2):
+        tokens = tokens + perceptron(f"blocks.{k}.over_modalities", tokens.transpose(1, 2)).transpose(1, 2)
+        tokens = tokens + perceptron(f"blocks.{k}.over_channels", tokens)
+    return linear(p, "fc_out", tokens.flatten(1))
+
+
+# The fused logits of every fusion module: parameters by name, features (B, dim) in order -> logits.
+FORMULAS = {
+    "concat": lambda p, *z: linear(p, "fc_out", torch.hstack(z)),
+    "sum": lambda p, *z: sum(linear(p, f"fc_{letter}", each) for letter, each in zip("xyz", z, strict=False)),
+    "gated": lambda p, x, y: linear(p, "fc_out", linear(p, "fc_x", x).sigmoid() * linear(p, "fc_y", y)),
+    "film": film,
+    "bilinear": lambda p, x, y: linear(p, "fc_out", linear(p, "fc", torch.einsum("bi,bj->bij", x, y).flatten(1))),
+    "mixer": mixer,
+    "mmtm": lambda p, *z: linear(p, "fc_out", torch.hstack(z)),  # of what `mmtm_vectors` returns
+}
+# Those of one modality alone, if it has neither 0 nor its own feature in every place: parameters, its hidden vector.
+ALONE = {
+    "sum": lambda p, hidden: hidden,
+    "gated": lambda p, hidden: linear(p, "fc_out", hidden.sigmoid() * hidden),
+}
+
+
+def mmtm_vectors(p, streams, maps):
+    """Return what the given streams of mmtm end in, {modality: (B, dim)}, by the formulas; p are the parameters."""
+
+    def gated(k, maps):
+        mean = {name: x.mean((1, 3, 4)) for name, x in maps.items()}
+        squeezed = [mean.get(name, torch.zeros_like(next(iter(mean.values())))) for name in streams]
+        z = linear(p, f"mmtm{k}.squeeze", torch.hstack(squeezed)).clamp(min=0)
+        gates = {name: 1 / (1 + (-linear(p, f"mmtm{k}.excite.{name}", z)).exp()) for name in maps}
+        return {name: x * gates[name][:, None, :, None, None] for name, x in maps.items()}
+
+    maps = gated(2, maps)
+    for k in (3, 4):
+        images = {name: streams[name][f"layer{k}"](x.flatten(0, 1)) for name, x in maps.items()}
+        maps = gated(k, {name: x.unflatten(0, maps[name].shape[:2]) for name, x in images.items()})
+    return {name: x.mean((1, 3, 4)) for name, x in maps.items()}
+
+
+def features_of(model, inputs):
+    """Return the features of all modalities: an encoder's maps (B, N, C, h, w), and without mmtm their average."""
+    features = {}
+    for name in model.modalities:
+        x, encoder = inputs[name], model.encoder(name)
+        if isinstance(model, Toy):
+            features[name] = encoder(x)
+            continue
+        frames = x.unbind(2) if x.dim() == 5 else [x]
+        maps = torch.stack(encoder(torch.cat(frames)).split(len(x)), dim=1)
+        features[name] = maps if model.takes_maps else maps.mean((1, 3, 4))
+    return features
+
+
+def logits_of(model, fusion, features):
+    """Return the logits of every branch by the formulas; `fusion` may be "sum zeros", "gated zeros", ..
+
+    The logits of one modality are those of its own head if the model has such heads.
+    """
+    fusion, _, zeros = fusion.partition(" ")
+    heads, joint = model.fusion_module, getattr(model.fusion_module, "joint", model.fusion_module)
+    p, own = dict(joint.named_parameters()), dict(heads.named_parameters())
+    together = alone = features
+    if fusion == "mmtm":
+        together = mmtm_vectors(p, joint.streams, features)
+        alone = {name: mmtm_vectors(p, joint.streams, {name: maps})[name] for name, maps in features.items()}
+    logits = {"fused": FORMULAS[fusion](p, *together.values())}
+    for k, (name, z) in enumerate(alone.items()):
+        nothing = dict.fromkeys(alone, torch.zeros_like(z))
+        if f"{name}_head.weight" in own:
+            logits[name] = linear(own, f"{name}_head", z)
+        elif zeros or fusion in ("concat", "mixer", "mmtm"):
+            logits[name] = FORMULAS[fusion](p, *(nothing | {name: z}).values())
+        elif fusion in ALONE:
+            logits[name] = ALONE[fusion](p, linear(p, f"fc_{'xyz'[k]}", z))
+        else:
+            logits[name] = FORMULAS[fusion](p, *[z] * len(alone))
+    return logits
 
 
 def toy_logits(model, fusion, features):
     """Return the logits of each modality alone by the formulas."""
-    return {name: logits for name, logits in joint_logits(model, fusion, features).items() if name != "fused"}
+    return {name: logits for name, logits in logits_of(model, fusion, features).items() if name != "fused"}
 
 
 def shared_bias(model, fusion):
@@ -161,18 +284,13 @@ def shared_bias(model, fusion):
 
 
 def written_out(model, fusion, inputs, label):
-    """Return the features, the logits of every branch by the formulas and their cross-entropies, in one graph.
-
-    The logits of one modality are those of its own head if the model has such heads.
-    """
-    z, p = features_of(model, inputs), dict(model.fusion_module.named_parameters())
-    heads = {name: linear(p, f"{name}_head", each) for name, each in z.items() if f"{name}_head.weight" in p}
-    logits = joint_logits(model, fusion, z) | heads
+    """Return the features, the logits of every branch by the formulas and their cross-entropies, in one graph."""
+    z = features_of(model, inputs)
+    logits = logits_of(model, fusion, z)
     return z, logits, {branch: F.cross_entropy(each, label) for branch, each in logits.items()}
 
 
-def features_of(model, inputs):
-    return {name: model.encode(name, inputs[name]) for name in model.modalities}
+# Parameters, files and clips
 
 
 def encoder_names(model, name):

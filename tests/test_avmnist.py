@@ -16,7 +16,7 @@ import torch
 
 from data.AVMNIST import make_pairs
 from dataset import build_dataset
-from tests.conftest import run_here
+from tests.conftest import contents, run_here
 from tests.test_datasets import settings, train_and_validate
 from utils import files
 from utils.batches import IMAGENET_MEAN, IMAGENET_STD
@@ -45,12 +45,16 @@ def mnist():
 
 @pytest.fixture(scope="module")
 def raw(mnist, tmp_path_factory):
-    """Return the raw form: 80 recordings, each a tone of its own, and 110 images; not to be changed by a test."""
+    """Return the raw form: 80 recordings, each a tone of its own, and 110 images; not to be changed by a test.
+
+    One recording has a companion, as macOS writes it, which is no recording.
+    """
     root = tmp_path_factory.mktemp("raw") / "AV-MNIST"
     (root / "recordings").mkdir(parents=True)
     for number, clip_id in enumerate(f"{d}_{who}_{take}" for d in range(10) for who in SPEAKERS for take in TAKES):
         tone = np.sin(2 * np.pi * (200 + 40 * number) * np.arange(3000 + number) / 8000)
         soundfile.write(root / "recordings" / f"{clip_id}.wav", 0.5 * tone, 8000)
+    (root / "recordings" / "._0_theo_0.wav").write_bytes(b"\0\5\x16\7")
     (root / "MNIST" / "raw").mkdir(parents=True)
     for name, (images, digits) in mnist.items():
         (root / IMAGES.format(name)).write_bytes(idx(images))
@@ -70,10 +74,6 @@ def leading_part(fitted, images, share):
     _, values, directions = np.linalg.svd(fitted - mean, full_matrices=False)
     count = np.argmax(np.cumsum(values**2) / np.sum(values**2) > share) + 1
     return mean + (images - mean) @ directions[:count].T @ directions[:count]
-
-
-def tree(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("share", [0.25, 0.9])
@@ -97,48 +97,43 @@ def test_every_recording_gets_an_image_of_its_digit_and_none_is_used_twice(root,
 
 def test_a_seed_gives_the_same_again_and_another_replaces_only_when_asked_to(root, rejected):
     run_here(make_pairs, "--root", root)
-    first = tree(root)
+    first = contents(root)
     run_here(make_pairs, "--root", root)
-    assert tree(root) == first
+    assert contents(root) == first
     error = rejected(make_pairs, "--root", root, "--seed", 1)
-    assert "00000.png" in error and "--overwrite" in error and tree(root) == first
+    assert "00000.png" in error and "--overwrite" in error and contents(root) == first
     run_here(make_pairs, "--root", root, "--seed", 1, "--overwrite")
-    second = tree(root)
+    second = contents(root)
     changed = {name for name in first if first[name] != second[name]}
     assert second.keys() == first.keys() and len(changed) > 40 and all(name.endswith(".png") for name in changed)
-
-
-def test_lists_of_the_users_own_are_kept(root, rejected):
-    lists = root.parent / "lists"
-    lists.mkdir()
-    (lists / "test.csv").write_text("0_theo_0,0\n")
-    assert f"{lists / 'test.csv'}: has other content" in rejected(make_pairs, "--root", root, "--split_path", lists)
-    assert tree(lists) == {"test.csv": b"0_theo_0,0\n"} and not (root / "Image-01-FPS").exists()
+    (root / "test.csv").write_text("0_theo_0,0\n")  # a list of the user's own
+    assert f"{root / 'test.csv'}: has other content" in rejected(make_pairs, "--root", root, "--seed", 1)
+    assert contents(root) == second | {"test.csv": b"0_theo_0,0\n"}
 
 
 def test_fewer_takes_for_training_of_every_speaker_and_digit(root, tmp_path):
     """Check that pairs and test list stay the same, and that another seed draws other takes once its pairs exist."""
     run_here(make_pairs, "--root", root)
-    whole = tree(root)
+    whole = contents(root)
     for name in ("few", "again"):
         run_here(make_pairs, "--root", root, "--takes", 1, "--split_path", tmp_path / name)
     rows = (tmp_path / "few" / "train.csv").read_text().split()
     assert sorted(row.rpartition("_")[0] for row in rows) == sorted(f"{d}_{who}" for d in range(10) for who in SPEAKERS)
     assert {row.rpartition("_")[2].partition(",")[0] for row in rows} == {"5", "12"}  # drawn, not the first
     assert set(rows) <= {*whole["train.csv"].decode().split()}
-    assert tree(tmp_path / "few") == tree(tmp_path / "again") and tree(root) == whole
+    assert contents(tmp_path / "few") == contents(tmp_path / "again") and contents(root) == whole
     assert (tmp_path / "few" / "test.csv").read_bytes() == whole["test.csv"]
 
 
 def test_noise_of_a_known_ratio_that_falls_with_frequency(root, tmp_path, rejected):
     """Check that recordings and pairs stay, and that the seed draws the same noise again for each recording."""
     run_here(make_pairs, "--root", root)
-    whole = tree(root)
+    whole = contents(root)
     for name in ("noise", "again"):
         run_here(make_pairs, "--root", root, "--noise", 6, "--split_path", tmp_path / name)
-    assert tree(root) == whole and tree(tmp_path / "noise") == tree(tmp_path / "again")
+    assert contents(root) == whole and contents(tmp_path / "noise") == contents(tmp_path / "again")
     power, noises = [], {}
-    for path in sorted((root / "recordings").iterdir()):
+    for path in sorted((root / "recordings").glob("[!.]*")):
         clean, rate = soundfile.read(path)
         noisy, same_rate = soundfile.read(tmp_path / "noise" / "recordings" / path.name)
         assert (rate, len(clean)) == (same_rate, len(noisy)) and np.abs(noisy).max() <= 1
@@ -155,7 +150,7 @@ def test_noise_of_a_known_ratio_that_falls_with_frequency(root, tmp_path, reject
 @pytest.mark.parametrize("seed", [0, 1], ids=["first", "overwritten"])
 def test_interrupted_it_leaves_no_list_and_ends_the_same(root, monkeypatch, seed):
     run_here(make_pairs, "--root", root)
-    whole = tree(root)
+    whole = contents(root)
     if seed:
         run_here(make_pairs, "--root", root, "--seed", seed, "--overwrite")
     else:
@@ -172,9 +167,9 @@ def test_interrupted_it_leaves_no_list_and_ends_the_same(root, monkeypatch, seed
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.setattr(files, "replace_file", interrupted)
         run_here(make_pairs, "--root", root, "--overwrite")
-    assert end.value.code == 130 and not list(root.glob("*.csv")) and tree(root) != whole
+    assert end.value.code == 130 and not list(root.glob("*.csv")) and contents(root) != whole
     run_here(make_pairs, "--root", root, "--overwrite")
-    assert tree(root) == whole
+    assert contents(root) == whole
 
 
 def test_missing_recordings_are_reported_and_the_others_paired(root, capsys):
@@ -216,9 +211,9 @@ def test_bad_raw_files_are_one_line_that_names_them(root, rejected, damage):
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_bytes(content)
-    before = tree(root)
+    before = contents(root)
     error = rejected(make_pairs, "--root", root)
-    assert named in error and "; " in error and tree(root) == before
+    assert named in error and "; " in error and contents(root) == before
     assert damage != "fewer labels" or IMAGES.format("t10k") in error
 
 
@@ -241,3 +236,11 @@ def test_from_raw_files_to_a_validated_checkpoint(forking, root):
     output, used = train_and_validate(forking, "avmnist_dgl.sh", args, root.parent)
     assert "AVMNIST train: 30 clips" in output and used["val_ratio"] == 0.1
     assert torch.load(root.parent / "run" / "best.pth", weights_only=True)["settings"]["dataset"] == "AVMNIST"
+
+
+def test_recordings_with_two_channels_and_values_that_are_not_finite(tmp_path):
+    path = tmp_path / "0_theo_0.wav"
+    soundfile.write(path, np.ones((4000, 2)) * [0.5, 0.1], 8000)
+    assert make_pairs.add_noise(path, 0, np.random.default_rng(0))[:4] == b"RIFF"
+    soundfile.write(path, np.array([0.1, np.nan] * 100), 8000, subtype="FLOAT")
+    assert make_pairs.audio_fault(path) == "has samples that are not finite"

@@ -17,9 +17,9 @@ import main_dgl
 import valid
 from data.CREMAD import make_split
 from data.demo import make_clips
-from tests.conftest import SMALL, data_flags, run_here, write_video
+from tests.conftest import SMALL, TWO_EPOCHS, data_flags, run_here, write_video
 
-CREMAD_FRAMES, AVE_FRAMES = (f"data/{name}/video_preprocessing.py" for name in ("CREMAD", "AVE"))
+CREMAD_FRAMES, AVE_FRAMES, KINETICS = (f"data/{x}/video_preprocessing.py" for x in ("CREMAD", "AVE", "kinect400"))
 AVE_AUDIO, VGGSOUND_AUDIO, KINETICS_AUDIO = (f"data/{name}/mp4_to_wav.py" for name in ("AVE", "VGGSound", "kinect400"))
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 271360\n"
 MEDIA = [b"", b"404 Not Found\n", POINTER, bytes(5000), b"\x89PNG\r\n\x1a\n"]
@@ -48,20 +48,19 @@ def changed(**parts):
 
 
 @pytest.fixture
-def root(corpus, trained, tmp_path, monkeypatch):
+def root(moved, whole, small, monkeypatch):
     """Work in a corpus of 18 and 6 clips, to be damaged, that has the checkpoints of a run next to its lists."""
-    root = shutil.copytree(corpus, tmp_path / "corpus", ignore=shutil.ignore_patterns(".cache"))
     for name in ("best.pth", "last.pth"):
-        (root / name).symlink_to(trained[0] / name)
-    monkeypatch.chdir(root)
-    return root
+        (moved / name).symlink_to(whole / name)
+    monkeypatch.chdir(moved)
+    return moved
 
 
 def write(path, content):
     """Write bytes, what a function of the path writes, nothing for None, and anything else by torch.save."""
     shutil.rmtree(path, ignore_errors=True)
     path.unlink(missing_ok=True)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif callable(content):
@@ -95,12 +94,27 @@ for flags in FLAGS.strip().replace("\n", " | ").split(" | "):
 CASES += [(main_dgl, f"--{name}_path /no/{name}", {}, f"/no/{name}") for name in ("audio", "visual", "split")]
 CASES += [(main_dgl, "", {"run": b"mine"}, "run")]
 CASES += [(main_dgl, "--batch_size 1", {}, "(?=.*--image_size 32).*--batch_size")]  # one value for BatchNorm
+COMMAND = r"torchrun --nproc_per_node=2 main_dgl\.py --gpu_ids 0,1"
+CASES += [(main_dgl, "--gpu_ids 0,1", {}, COMMAND), (valid, "best.pth --gpu_ids 0,1", {}, "(?!.*torchrun).*name one")]
+for flag in ("--test_share", "--audio_seconds"):  # of --dataset Folder
+    message = f"^error: {flag}: no effect with --dataset CREMAD; leave it out\n$"
+    CASES += [(main_dgl, f"{flag} 0.5", {}, message), (valid, f"best.pth {flag} 0.5", {}, message)]
+for flags, message in (
+    ("--dataset MOSI --image_size 64", "no effect with --dataset MOSI"),
+    ("--dataset MOSI --backbone resnet18", "does not fit MOSI; use mlp"),
+    ("--dataset MOSI --fusion_method gated", "takes 2 modalities, not 3"),
+    ("--dataset MOSI --method umt", "needs --umt_audio"),
+    ("--method text", "--method text: CREMAD has the modalities audio, visual"),
+    ("--backbone mlp", "does not fit CREMAD; use resnet18"),
+    ("--freeze text", "--freeze text: CREMAD has the modalities audio, visual"),
+):
+    CASES += [("main_dgl.py", f"--train {flags}", {}, message)]
 
 CLIP = b"1001_D00_ANG_XX"
 LISTS = [None, b"", b"\n\n", CLIP, CLIP + b",JOY\n", CLIP + b",ANG,1\n", CLIP + ",ÄRGER\n".encode("latin-1"), POINTER]
 LISTS += [b"../../secret,ANG\n", b"/etc/passwd,ANG\n", b"..,ANG\n", b"1001\0,ANG\n", b"\xff\xfe\x00\x80"]
 LISTS += [b"1099_D00_ANG_XX,ANG\n"]  # of which no clip is there
-for name, content in product(("train", "test"), LISTS):
+for name, content in [*product(["train"], LISTS), *product(["test"], [None, b"", CLIP, POINTER, LISTS[-1]])]:
     CASES += [(main_dgl, "", {f"{name}.csv": content}, f"{name}.csv|CREMAD {name}")]
 CASES += [(main_dgl, "", {f"*.{kind}": MEDIA}, rf"no clip can be decoded.*\.{kind}") for kind in ("wav", "jpg")]
 
@@ -125,7 +139,7 @@ RESUMED = [
     {"log": [{"epoch": 1, "fused": 0.5}]},
     {"log": [{"epoch": 0, "fused": "much"}]},
 ]
-SAME = "--resume --epochs 2 --lr_decay_step [1] --learning_rate 0.01"
+SAME = " ".join(map(str, ["--resume", *TWO_EPOCHS]))
 for parts in (*RESUMED, {"clips": 0}):  # every run leaves a lock in its folder
     CASES += [(main_dgl, SAME, {"run/.lock": b"", "run/last.pth": changed(**parts)}, "last.pth")]
 
@@ -148,13 +162,30 @@ CLIPS += [lambda path: write_video(path, [90] * 19, tone=440)]  # two frames at 
 CLIPS += [lambda path: soundfile.write(path, np.zeros(16000), 16000, format="WAV")]
 CASES += [(valid, "best.pth --num_frame 3 --video clip.mp4", {"clip.mp4": content}, "clip.mp4") for content in CLIPS]
 
+
+def only(*ids):
+    """Return what to write so that a corpus has these clips alone."""
+    written = {"AudioWAV": Path.mkdir, "Image-01-FPS": Path.mkdir}
+    for clip_id in ids:
+        written |= {f"AudioWAV/{clip_id}.wav": b"", f"Image-01-FPS/{clip_id}": Path.mkdir}
+    return written
+
+
 CASES += [
-    (f"data/{name}/video_preprecessing.py", "--fps 0", {}, "--fps") for name in ("CREMAD", "VGGSound")
-]  # authors'
-CASES += [
+    ("data/CREMAD/video_preprecessing.py", "--fps 0", {}, "--fps"),  # as the authors spell it
+    ("data/VGGSound/video_preprecessing.py", "--fps 0", {}, "--fps"),
     (CREMAD_FRAMES, "--fps 0", {}, "--fps"),
-    (CREMAD_FRAMES, "", {"VideoFlash": None}, "VideoFlash"),
+    (CREMAD_FRAMES, "", {"VideoFlash": None}, "VideoFlash: No such file"),
+    (CREMAD_FRAMES, "", {"VideoFlash": Path.mkdir}, "moved: no video of the dataset"),
+    (KINETICS, "--source raw", {"raw/train/c": Path.mkdir, "raw/val": Path.mkdir}, "raw: no video .*<class>.*--source"),
+    (KINETICS, "--source raw", {"raw/train/x.mp4": b"", "raw/val": Path.mkdir}, "raw: .*1 are outside of.*--source"),
     (make_split, "", {"Image-01-FPS": None}, "Image-01-FPS"),
+    (make_split, "", only(), "video_preprocessing"),
+    (make_split, "", only("1001_DFA_JOY_XX"), "1001_DFA_JOY_XX"),
+    (make_split, "", only("holiday"), "holiday"),
+    (make_split, "", only("1001_DFA_ANG_XX"), "only clip of ANG"),
+    (make_split, "--by_actor", only("1001_DFA_ANG_XX", "1001_IEO_ANG_XX"), "two actors"),
+    (make_split, "--test_ratio nan", {}, "--test_ratio"),
     (make_split, "--split_path train.csv", {}, "train.csv"),
     (make_split, "--test_ratio 1.5", {}, "--test_ratio"),
     (make_clips, "--root train.csv", {}, "train.csv"),
@@ -184,15 +215,17 @@ def test_videos(rejected, root, script):
     write(root / "Image-01-FPS", None)
     for name in ("train", "val", "test"):
         (root / f"{name}Set.txt").write_text("".join(f"Banjo&{k}&good&0&10\n" for k in range(len(VIDEOS))))
-    paths = (
-        list((root / "VideoFlash").iterdir()) if "CREMAD" in script else [root / "AVE" / f"{k}.mp4" for k in range(6)]
-    )
+    paths = [root / "AVE" / f"{k}.mp4" for k in range(6)]
+    if "CREMAD" in script:
+        paths = list((root / "VideoFlash").iterdir())
     for path, content in zip(paths, cycle(VIDEOS), strict=False):
         write(path, content)
-    report = root / ("failed_audio.csv" if "mp4" in script else "failed_frames.csv")
-    assert str(report) in rejected(script, "--root", root, "--workers", 2)
+    target = root / "new" / "a" if script == AVE_FRAMES else root
+    report = target / ("failed_audio.csv" if "mp4" in script else "failed_frames.csv")
+    error = rejected(script, "--root", root, "--workers", 2, "--target", target)
+    assert f"{report}: no clip could be processed" in error
     assert len(report.read_text().splitlines()) == 1 + len(paths)
-    assert not [*root.glob("Image-*/*"), *root.glob("Audios/*"), *root.rglob(".partial*")]
+    assert not [*root.rglob("Image-*/*"), *root.rglob("Audios/*"), *root.rglob(".partial*")]
 
 
 def test_a_checkpoint_names_no_file_to_write(root):

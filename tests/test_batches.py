@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-import main_dgl
 from dataset.loader import build_loader
 from engine.checkpoint import load_model
-from tests.conftest import SMALL, data_flags, rows_of, run_here
+from tests.conftest import rows_of, train
 from tests.test_reader import settings
 from utils.batches import to_device
 
@@ -40,20 +39,19 @@ def test_evaluation_takes_every_clip_once_in_order(corpus, batch_size, sizes):
     assert sum(labels, []) == [clip.label for clip in loader.dataset.clips]
 
 
-def train(corpus, folder, *flags):
+def log_of(corpus, folder, *flags):
     """Train for three epochs on 18 clips; return the rows of the log without times."""
-    command = ["--train", *data_flags(corpus), *SMALL, "--epochs", 3, "--learning_rate", 0.05, "--ckpt_path", folder]
-    run_here(main_dgl, *command, *flags)
+    train(corpus, folder, "--epochs", 3, "--learning_rate", 0.05, *flags)
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows_of(folder)]
 
 
 @pytest.mark.parametrize("method", ["dgl", "visual"])
 def test_fewer_clips_than_a_batch_are_one_batch_of_all(corpus, small, tmp_path, capsys, method):
     """Check that a run equals one whose batch size is the number of clips, and that a warning names the flag."""
-    expected = train(corpus, tmp_path / "18", "--batch_size", 18, "--method", method)
+    expected = log_of(corpus, tmp_path / "18", "--batch_size", 18, "--method", method)
     capsys.readouterr()
     for size in (19, 300):  # 300: BatchNorm is refreshed over 256 clips
-        assert train(corpus, tmp_path / str(size), "--batch_size", size, "--method", method) == expected
+        assert log_of(corpus, tmp_path / str(size), "--batch_size", size, "--method", method) == expected
         (warning,) = capsys.readouterr().err.splitlines()
         assert warning.startswith(f"warning: --batch_size {size}: only 18 training clips")
     assert len({row["fused"] for row in expected}) > 1  # the model learns, so that the accuracies differ
@@ -61,7 +59,7 @@ def test_fewer_clips_than_a_batch_are_one_batch_of_all(corpus, small, tmp_path, 
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(6, 3), (19, 1)])
 def test_batchnorm_is_refreshed_with_the_epochs_batches(corpus, small, tmp_path, batch_size, batches):
-    train(corpus, tmp_path / "run", "--batch_size", batch_size)
+    log_of(corpus, tmp_path / "run", "--batch_size", batch_size)
     model, _ = load_model(str(tmp_path / "run" / "last.pth"), {})
     loader = loader_of(corpus, "train", image_size=32, batch_size=batch_size)
     loader.dataset.epoch = 2

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import soundfile
@@ -29,12 +30,6 @@ from tests.test_reader import settings
 from utils.errors import InputError, warn_once
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def moved(corpus, tmp_path):
-    """Return the corpus of 18 and 6 clips, to be changed, without a cache."""
-    return shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
 
 
 def tree(root):
@@ -246,7 +241,7 @@ def test_each_kind_of_damage_is_found_with_its_reason(moved):
     assert dataset.damaged.keys() == expected.keys() and len(expected) == len(DAMAGES) - 1
     assert {clip_id: dataset.damaged[clip_id][: len(reason)] for clip_id, reason in expected.items()} == expected
     assert len(dataset) == 18 - len(expected) == sum(map(len, loader.sampler))
-    assert f"{len(expected)} skipped as damaged, {next(iter(dataset.damaged))} first" in str(dataset)
+    assert f"{len(expected)} skipped as damaged, the first is {next(iter(dataset.damaged))}" in str(dataset)
 
 
 def test_a_decoder_that_hangs_costs_its_clip(moved, monkeypatch):
@@ -280,3 +275,36 @@ def test_training_continues_without_damaged_clips_and_lists_each(moved, tmp_path
     capsys.readouterr()
     run_here(valid, "--ckpt_path", tmp_path / "run" / "best.pth")
     assert f"test: {6 - len(tests & rows.keys())} clips" in capsys.readouterr().out
+
+
+def test_clips_of_many_frames_are_cached_and_large_ones_decoded_each_time(moved, capsys, monkeypatch):
+    frame = next((moved / "Image-01-FPS").glob("1001*ANG*/00000.jpg"), None) or next(
+        (moved / "Image-01-FPS").glob("*/00000.jpg")
+    )
+    for number in range(1000, 1300):
+        shutil.copy(frame, frame.with_name(f"{number:05d}.jpg"))
+    dataset, expected = items(moved)
+    assert len(dataset.cached) == 18 and all(dataset.from_cache(clip) is not None for clip in dataset.clips)
+    shutil.rmtree(moved / ".cache")
+    monkeypatch.setattr("dataset.clips.LARGEST", 2**24)
+    capsys.readouterr()
+    dataset, found = items(moved)
+    assert len(dataset.cached) == 17 and "1 GiB of frames" in capsys.readouterr().err
+    assert_same(expected, found)
+
+
+def test_too_little_memory_is_not_remembered_as_damage(moved, monkeypatch):
+    decode = cv2.imdecode
+
+    def failing(content, flags):
+        if len(content) == largest:
+            raise no_memory
+        return decode(content, flags)
+
+    largest = max(path.stat().st_size for path in moved.glob("Image-01-FPS/*/*.jpg"))
+    no_memory = cv2.error()
+    no_memory.code = cv2.Error.StsNoMem
+    with monkeypatch.context() as patch:
+        patch.setattr(cv2, "imdecode", failing)
+        assert items(moved)[0].damaged
+    assert not items(moved)[0].damaged

@@ -8,19 +8,19 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from analysis import comparison, comparison_figures, runner
 from analysis.significance import Difference
 from engine.settings import parse_training
 from methods import METHODS
-from tests.conftest import ROOT, SMALL, data_flags, run_shell, settings_of
+from tests import launcher
+from tests.conftest import ROOT, SMALL, data_flags, processes_of, rows_of, run_shell, settings_of, wait_for
 from utils.files import write_csv
 from utils.pool import cores
 
@@ -113,11 +113,8 @@ def test_table_and_figures(tmp_path, output_of):
 
 
 def test_the_plan_has_the_runs_by_seed_and_method_with_their_flags():
-    every, agm, ogm = (
-        ["--epochs", "3", "--lr_decay_step", "[4, 5]"],
-        ["--agm_clip", "--agm_alpha", "2"],
-        ["--ogm_alpha", ".3"],
-    )
+    every, ogm = ["--epochs", "3", "--lr_decay_step", "[4, 5]"], ["--ogm_alpha", ".3"]
+    agm = ["--agm_clip", "--agm_alpha", "2"]
     own = {"joint": [], "agm": agm, "ogm": ogm, "ogm_ge": ogm, "dgl-alpha1": [], "dgl-alpha4": []}
     runs = runner.plan("some out", ["joint", "agm", "ogm", "ogm_ge", "dgl"], ["1", "4"], [0, 3], [*agm, *every, *ogm])
     assert list(runs) == [f"{name}-seed{seed}" for seed in (0, 3) for name in own]
@@ -206,15 +203,12 @@ def test_runs_below_a_folder_are_distinguished_by_settings(tmp_path, output_of):
 
 
 def test_unusable_folders_are_rejected(tmp_path, rejected):
-    rng, run = np.random.default_rng(0), tmp_path / "run"
+    rng, run, other = np.random.default_rng(0), tmp_path / "run", tmp_path / "run2"
     for action, words in (
         (lambda: None, "compare.sh"),  # there is no run
-        (lambda: [write_run(run, rng), write_run(tmp_path / "run2", rng)], "has the same settings and seed as"),
+        (lambda: [write_run(run, rng), write_run(other, rng)], "has the same settings and seed as"),
         (lambda: (run / "last.json").write_text('{"fused": 0.'), "compare.sh"),
-        (
-            lambda: [(tmp_path / "run2" / "last.json").rename(run / "last.json"), (run / "log.jsonl").unlink()],
-            "compare.sh",
-        ),
+        (lambda: [(other / "last.json").rename(run / "last.json"), (run / "log.jsonl").unlink()], "compare.sh"),
     ):
         action()
         assert words in rejected(comparison, tmp_path)
@@ -282,7 +276,7 @@ def test_figures_cut_off_a_method_that_fails_and_mark_it_with_arrowheads(tmp_pat
     assert [text.get_text() for text in axes.texts] == ["-80.0"] and -11 < axes.get_xlim()[0] < -9
 
 
-@pytest.mark.parametrize("dataset", ["CREMAD", "KineticSound", "kinect400", "VGGSound", "AVE", "MOSI", "Folder"])
+@pytest.mark.parametrize("dataset", ["CREMAD", "KineticSound", "kinect400", "VGGSound", "MOSI"])
 def test_compare_has_the_alpha_of_the_datasets_script(forking, monkeypatch, dataset):
     """Check also that val_ratio=0 is the paper's protocol: no clips are held out."""
     scripts = [path.read_text() for path in ROOT.glob("*_dgl.sh")]
@@ -301,24 +295,14 @@ def start(few, forking):
 
     def call(out, jobs, *flags, **environment):
         environment |= {"dataset": "CREMAD", "methods": "unimodal", "seeds": "0", "jobs": str(jobs), "out": str(out)}
-        command = ["bash", forking / "compare.sh", *data_flags(few), *SMALL, "--learning_rate", 0.01, *flags]
+        environment[launcher.SMALL] = "1"
+        flags = [*data_flags(few), *SMALL, "--num_workers", 0, "--learning_rate", 0.01, *flags]
+        command = ["bash", forking / "compare.sh", *flags]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*map(str, command)], env=os.environ | environment, **pipes, text=True)
+        inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        return subprocess.Popen([*map(str, command)], env=inherited | environment, **pipes, text=True)
 
     return call
-
-
-def wait_for(process, condition):
-    while process.poll() is None and not condition():
-        time.sleep(0.05)
-
-
-def kill_all(folder):
-    """Kill the processes whose command line names a folder of this test."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has ended
-            if os.fsencode(folder) in path.read_bytes():
-                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def test_interrupted_and_killed_it_ends_with_the_same_table(start, tmp_path):
@@ -329,27 +313,31 @@ def test_interrupted_and_killed_it_ends_with_the_same_table(start, tmp_path):
     def epochs_done():
         return max(len((run / "log.jsonl").read_text().splitlines()) for run in runs)
 
-    process = start(parts, 2)
-    wait_for(process, lambda: all((run / "last.pth").exists() for run in runs))
+    process = start(parts, 2, "--epochs", 10**6)
+    wait_for(lambda: all((run / "last.pth").exists() for run in runs), process)
     process.terminate()
     _, error = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM and len(error.splitlines()) == 1, error
     for run in runs:
         assert (run / "last.pth").exists() and "interrupted by SIGTERM" in (run / "output.txt").read_text()
     done = epochs_done()
-    epochs = done + 4
-    process = start(parts, 2, "--epochs", epochs)
-    wait_for(process, lambda: epochs_done() > done)
-    kill_all(parts)
+    process = start(parts, 2, "--epochs", 10**6)
+    wait_for(lambda: epochs_done() > done, process)
+    for number in processes_of(parts):
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(number, signal.SIGKILL)
     process.communicate()
+    for run in runs:
+        with FileLock(run / ".lock", timeout=120):  # until it has ended
+            epochs = epochs_done() + 1
     assert not any((run / "result.json").exists() for run in runs)
 
     process = start(parts, 2, "--epochs", epochs)
     output, error = process.communicate()
     assert not error and not process.returncode
     for run in runs:
-        assert len((run / "log.jsonl").read_text().splitlines()) == epochs
-        assert f"{run}: made in" in output and "epoch " in (run / "output.txt").read_text()
+        assert len(rows_of(run)) == epochs
+        assert f"{run}: trained and validated in" in output and "epoch " in (run / "output.txt").read_text()
         assert json.loads((run / "run.json").read_text())["starts"][-1]["threads"] == threads
         clips = len((run / "predictions.csv").read_text().splitlines()) - 1
         assert clips == json.loads((run / "best.json").read_text())["clips"]
@@ -362,5 +350,36 @@ def test_interrupted_and_killed_it_ends_with_the_same_table(start, tmp_path):
     output, _ = start(parts, 1, "--epochs", epochs).communicate()
     assert "| visual alone | - | 1 | best | " in output and "\nepoch " not in output
     assert [(run / "result.json").stat().st_mtime_ns for run in runs] == finished
-    process = start(parts, 2, "--batch_size", 4)
-    assert "--batch_size 4: the run in" in process.communicate()[1] and process.returncode == 2
+
+
+def test_clips_that_differ_between_seeds_have_no_difference(tmp_path, output_of):
+    rng = np.random.default_rng(0)
+    write_runs(tmp_path, {"joint_uni": (range(2), 0.5), "dgl": (range(2), 0.6)}, rng, val_ratio=0.1)
+    for method in ("joint_uni", "dgl"):
+        path = tmp_path / f"{method}-seed1" / "predictions.csv"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if not line.startswith("clip7,")))
+    assert "the clips differ" in output_of(comparison, tmp_path)
+
+
+def test_runs_with_other_weights_and_other_branches_are_apart(tmp_path, output_of):
+    rng = np.random.default_rng(0)
+    for number, weights in enumerate(([0.2, 0.4, 0.4], [1.0, 0.0, 0.0])):
+        write_run(tmp_path / f"gblend{number}", rng, method="gblend", gblend_weights=weights)
+    for alpha in (1.0, 4.0):
+        write_run(tmp_path / f"dgl{alpha}", rng, alpha=alpha)
+    path = tmp_path / "dgl1.0" / "result.json"
+    result = json.loads(path.read_text())
+    for epoch in ("best", "last"):
+        result[epoch]["text"] = 0.5
+    path.write_text(json.dumps(result))
+    output = output_of(comparison, tmp_path)
+    assert output.count("| G-Blending, gblend_weights ") == 2 and (tmp_path / "alpha.png").exists()
+
+
+def test_threads_of_the_environment_and_a_folder_that_cannot_be_made(tmp_path, monkeypatch, rejected):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert {each["OMP_NUM_THREADS"] for each in runner.environments(2)} == {"3"}
+    (tmp_path / "file").touch()
+    flags = ["--out", tmp_path / "file" / "x", "--methods", "joint", "--jobs", 2]
+    assert "choose another --out" in rejected(runner, *flags)

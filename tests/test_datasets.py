@@ -12,15 +12,14 @@ import pytest
 import soundfile
 import torch
 
-import main_dgl
 from dataset import DATASETS, build_dataset, clips
 from dataset.audio_visual import AudioVisual
 from dataset.base import Clip
 from dataset.clips import ClipDataset
 from dataset.lists import read_classes
 from models.weights import load_checkpoint
-from tests import test_reader
-from tests.conftest import SMALL, data_flags, run_here, run_shell, settings_of, write_video
+from tests import launcher, test_reader
+from tests.conftest import SMALL, run_here, run_shell, settings_of, train, write_video
 from utils.batches import IMAGENET_MEAN, IMAGENET_STD
 from utils.errors import InputError, warn_once
 
@@ -46,7 +45,7 @@ def train_and_validate(forking, script, args, folder):
     """Train an epoch through the dataset's script; return what it printed, and the settings of its checkpoint."""
     flags = ["--root", args.root, "--cache_path", folder / ".cache", *SMALL, "--batch_size", 4, "--epochs", 1]
     flags += ["--split_path", args.split_path] if args.split_path else []
-    done = run_shell(script, *flags, "--ckpt_path", folder / "run", project=forking)
+    done = run_shell(script, *flags, "--ckpt_path", folder / "run", project=forking, **{launcher.SMALL: "1"})
     saved = load_checkpoint(folder / "run" / "last.pth")
     assert saved["epoch"] == 0 and saved["settings"]["dataset"] == args.dataset
     assert saved["model"]["fusion_module.fc_out.weight"].shape == (DATASETS[args.dataset].n_classes, 1024)
@@ -87,7 +86,7 @@ AVE = [
     ("test", "Banjo", "gone", None),
 ]
 NO_CLIPS = [f"raw/train/tap_dancing/{name}" for name in ("x.mp4", "x.WEBM", "._y.mp4")]
-TWO = "two videos of one name: train/tap_dancing/x.WEBM and train/tap_dancing/x.mp4; remove all but one"
+TWO = "same output as another video: train/tap_dancing/x.WEBM and train/tap_dancing/x.mp4; remove all but one"
 GUITAR = [f"audio/{split}/playing_guitar/{clip}.wav" for split, clip in (("train", "a"), ("test", "h"))]
 GUITAR += [f"visual/{split}_img/Image-01-FPS/playing_guitar/{clip}" for split, clip in (("train", "a"), ("val", "h"))]
 MINIATURES = {
@@ -263,25 +262,23 @@ def test_bad_lists_are_named_with_their_line(tmp_path, dataset, case):
 
 
 def test_clips_in_both_lists_are_reported(few, tmp_path, small, capsys):
-    flags = [*data_flags(few), *SMALL, "--epochs", 1]
-    run_here(main_dgl, "--train", *flags, "--ckpt_path", tmp_path / "apart")
+    train(few, tmp_path / "apart", "--epochs", 1)
     assert "in both" not in capsys.readouterr().err
     for name in ("train", "test"):
         shutil.copy(few / "train.csv", tmp_path / f"{name}.csv")
-    run_here(main_dgl, "--train", *flags, "--split_path", tmp_path, "--ckpt_path", tmp_path / "run")
+    train(few, tmp_path / "run", "--epochs", 1, "--split_path", tmp_path)
     first = (few / "train.csv").read_text().partition(",")[0]
     words = f"warning: 6 clip(s) are in both the training and the test list, the first is {first};"
     assert words in capsys.readouterr().err
 
 
-def test_evaluation_takes_frames_within_a_much_shorter_audio(corpus, tmp_path):
-    moved = shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
+def test_evaluation_takes_frames_within_a_much_shorter_audio(moved):
     first, *rest = build_dataset(test_reader.settings(moved), "test").clips
     for k in range(3, 61):
         shutil.copy(first.files()[1], Path(first.folder, f"{30 * k:05d}.jpg"))
     dataset = build_dataset(test_reader.settings(moved), "test")
     assert len(dataset.clips[0].frames) <= soundfile.info(first.wav).duration + 1 and dataset.cut == [first.id]
-    assert f"1 with frames taken within a much shorter audio, {first.id} first" in str(dataset)
+    assert f"1 with audio much shorter than its frames, the first is {first.id}" in str(dataset)
     assert not build_dataset(test_reader.settings(moved), "train").cut and dataset.clips[1:] == rest
 
 

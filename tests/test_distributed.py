@@ -7,19 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from functools import partial
 from subprocess import PIPE, Popen
 
 import pytest
 
-import main_dgl
 import valid
 from dataset import DATASETS
 from models.weights import load_checkpoint
 from tests import launcher
-from tests.conftest import ROOT, SMALL, data_flags, rows_of, run_fork, run_here
-from tests.distributed_runs import RUNS, WHOLE, train_all
+from tests.conftest import ROOT, SMALL, data_flags, rows_of, run_fork, run_here, wait_for
+from tests.distributed_runs import RUNS, train_all
 from tests.rules import write_teachers
 
 LAUNCH, ENVIRONMENT = ["-m", "engine.launch"], os.environ | {"OMP_NUM_THREADS": "1"}
@@ -68,25 +66,9 @@ def test_two_processes_reach_the_parameters_of_one(runs, name):
 
 
 @pytest.mark.parametrize(
-    ("script", "flags", "advice"),
-    [
-        (main_dgl, ["--train"], "torchrun --nproc_per_node=2 main_dgl.py --gpu_ids 0,1"),
-        (valid, ["--ckpt_path"], "name one"),
-    ],
-)
-def test_several_gpus_in_one_process_are_rejected_with_what_to_do(capsys, runs, script, flags, advice):
-    flags = [*flags, runs / "one" / WHOLE[0] / "best.pth"] if script is valid else flags
-    with pytest.raises(SystemExit) as end:
-        run_here(script, *flags, "--gpu_ids", "0,1")
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and len(error.splitlines()) == 1 and advice in error
-    assert ("torchrun" in error) == (script is main_dgl)
-
-
-@pytest.mark.parametrize(
     ("flags", "folder", "message"),
     [
-        (["--batch_size", 6], f"two/{WHOLE[0]}", "the run in"),
+        (["--batch_size", 6], f"two/{RUNS[0]}", "the run in"),
         (["--batch_size", 7], "none", "cannot be divided by 2 processes; use 6"),
         (["--batch_size", 2], "none", "one clip leaves BatchNorm a single value"),
         (["--split_path", "nowhere"], "none", "no such list"),
@@ -101,36 +83,36 @@ def test_what_the_first_process_rejects_is_reported_once(runs, forking, flags, f
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def two_nodes(epochs, corpus, out):
+def two_machines(python, epochs, corpus, out):
     """Start a run of two machines with one process each, on this machine -> its two launchers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = [*data_flags(corpus), "--batch_size", 6, "--image_size", 33, "--num_workers", 0, "--modality", "audio"]
     flags = ["main_dgl.py", "--train", "--device", "cpu", *flags, "--epochs", epochs, "--ckpt_path", out]
-    launch = [sys.executable, *LAUNCH, "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
+    launch = [python, *LAUNCH, "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
     start = partial(Popen, cwd=ROOT, env=ENVIRONMENT, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True)
     ports = [f"--master_port={port}", "--node_rank"]
     return [start([*map(str, [*launch, *ports, node, *flags])]) for node in range(2)]
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_two_machines_report_what_valid_reports_of_their_best_epoch(few, tmp_path, epochs):
+def test_two_machines_report_what_valid_reports_of_their_best_epoch(
+    few, forking, tmp_path, small_encoders, monkeypatch
+):
     """Check that the others wait for best.pth, which process 0 writes, if each machine has a first process."""
-    for node in two_nodes(epochs, few, tmp_path / "run"):
+    monkeypatch.setitem(ENVIRONMENT, launcher.SMALL, "1")
+    for node in two_machines(forking / ".venv" / "bin" / "python", 1, few, tmp_path / "run"):
         _, error = node.communicate(timeout=300)
         assert node.returncode == 0, error
     best = json.loads((tmp_path / "run" / "result.json").read_text())["best"]
-    rows = rows_of(tmp_path / "run")
     run_here(valid, tmp_path / "run", "--json", tmp_path / "valid.json")
     assert json.loads((tmp_path / "valid.json").read_text())["fused"] == best["fused"]
-    assert best["fused"] == max(row["fused"] for row in rows) and len(rows) == epochs
+    assert [row["fused"] for row in rows_of(tmp_path / "run")] == [best["fused"]]
 
 
 def test_a_machine_that_is_killed_ends_the_other_in_one_line(few, tmp_path):
-    first, second = two_nodes(1000, few, tmp_path / "run")
-    while not (tmp_path / "run" / "last.pth").exists() and first.poll() is None:
-        time.sleep(0.05)
+    first, second = two_machines(sys.executable, 1000, few, tmp_path / "run")
+    wait_for((tmp_path / "run" / "last.pth").exists, first)
     children = subprocess.run(["pgrep", "-P", str(second.pid)], capture_output=True, text=True).stdout.split()
     for pid in [*map(int, children), second.pid]:
         os.kill(pid, signal.SIGKILL)

@@ -9,17 +9,19 @@ import tempfile
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
-from data.AVMNIST.make_pairs import find_recordings
+import main_dgl
+from analysis import comparison
 from data.CREMAD import make_split
+from data.media import extract_frames
+from dataset.base import list_frames
 from dataset.lists import read_ave, read_split
 from engine import provenance
 from models.weights import load_checkpoint
-from tests.conftest import ROOT, run_here
+from tests.conftest import ROOT, SMALL, data_flags, run_here, run_shell, write_video
 from utils import files
-from utils.errors import InputError, OneLineParser, warn_once
+from utils.errors import InputError, OneLineParser, known_reason, warn_once
 
 
 def started(code, **changes):
@@ -85,23 +87,15 @@ def test_rows_that_repeat_are_left_out_or_rejected_where_they_differ(tmp_path, c
     assert capsys.readouterr().err.startswith(f"warning: {of_ave}: 1 row(s) name a video that another row names too")
 
 
-def test_other_lists_are_kept(corpus, tmp_path, rejected):
-    root = shutil.copytree(corpus, tmp_path / "moved", ignore=shutil.ignore_patterns(".cache"))
-    flags = ["--root", root, "--split_path", root]
+def test_other_lists_are_kept(moved, rejected):
+    flags = ["--root", moved, "--split_path", moved]
     run_here(make_split, *flags, "--test_ratio", 0.25)  # its own, as they are
-    (root / "test.csv").write_text("1001_DFA_ANG_XX,ANG\n")
-    before = (root / "train.csv").read_text()
+    (moved / "test.csv").write_text("1001_DFA_ANG_XX,ANG\n")
+    before = (moved / "train.csv").read_text()
     assert "--overwrite" in rejected(make_split, *flags, "--seed", 3)
-    assert (root / "test.csv").read_text() == "1001_DFA_ANG_XX,ANG\n" and (root / "train.csv").read_text() == before
+    assert (moved / "test.csv").read_text() == "1001_DFA_ANG_XX,ANG\n" and (moved / "train.csv").read_text() == before
     run_here(make_split, *flags, "--seed", 3, "--overwrite")
-    assert (root / "train.csv").read_text() != before
-
-
-def test_companions_of_files_are_no_recordings(tmp_path):
-    for name in ("3_theo_0", "3_theo_9"):
-        soundfile.write(tmp_path / f"{name}.wav", np.zeros(800), 8000)
-        (tmp_path / f"._{name}.wav").write_bytes(b"\0\5\x16\7")
-    assert find_recordings(tmp_path) == {"train": {"3_theo_9": "3"}, "test": {"3_theo_0": "3"}}
+    assert (moved / "train.csv").read_text() != before
 
 
 def test_a_home_folder_is_expanded_in_every_form(monkeypatch):
@@ -133,20 +127,14 @@ def test_an_output_folder_on_another_disk(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "disk" / "clip")
 
 
-@pytest.mark.parametrize("kind", ["numpy 2", "numpy 1", "DistributedDataParallel", "state dict", "film of the authors"])
+@pytest.mark.parametrize("kind", ["numpy 2", "numpy 1", "state dict"])
 def test_checkpoints_as_others_write_them(tmp_path, kind):
     weights, path = {"audio_net.conv1.weight": torch.rand(2, 3)}, tmp_path / "other.pth"
-    prefixed = {f"module.{key}": value for key, value in weights.items()}
     whole = {"model": weights, "settings": {"alpha": 4.0}, "epoch": 2}
     changed, epoch = {
         "numpy 2": (whole | {"epoch": np.int64(3), "accuracy": np.float32(0.5)}, 3),
         "numpy 1": (whole | {"epoch": np.int64(3)}, 3),
-        "DistributedDataParallel": (whole | {"model": prefixed}, 2),
-        "state dict": (prefixed, None),
-        "film of the authors": (
-            {"model": prefixed | {"fusion_module.fc_auxi.bias": torch.rand(2)}, "fusion": "film"},
-            None,
-        ),
+        "state dict": ({f"module.{key}": value for key, value in weights.items()}, None),
     }[kind]
     torch.save(changed, path, _use_new_zipfile_serialization=kind != "numpy 1")
     if kind == "numpy 1":  # which has its scalars in a module of another name
@@ -156,7 +144,6 @@ def test_checkpoints_as_others_write_them(tmp_path, kind):
     read = load_checkpoint(path)
     assert read["epoch"] == epoch and read["model"].keys() == weights.keys()
     assert all(torch.equal(read["model"][key], value) for key, value in weights.items())
-    assert "film" not in kind or read["settings"]["fusion_method"] == "bilinear"
 
 
 def test_the_reason_is_the_operating_systems(tmp_path, monkeypatch):
@@ -174,3 +161,33 @@ def test_the_reason_is_the_operating_systems(tmp_path, monkeypatch):
     for act in (lambda: load_checkpoint(tmp_path / "best.pth"), lambda: read_split(tmp_path / "train.csv", ("ANG",))):
         with pytest.raises(InputError, match=r": Permission denied; make it readable"):
             act()
+
+
+def test_folders_whose_names_are_not_utf8(few, tmp_path, small, capsys, output_of):
+    root = tmp_path / "caf\udce9"
+    shutil.copytree(few, root, symlinks=True)
+    flags = ["--train", *data_flags(root), *SMALL, "--epochs", 1, "--ckpt_path", root / "run"]
+    run_here(main_dgl, *flags)
+    capsys.readouterr()
+    run_here(main_dgl, *flags)
+    assert "this run is finished" in capsys.readouterr().out
+    assert "| DGL | 4 | 1 | best |" in output_of(comparison, root / "run")
+    video = tmp_path / "a.mp4"
+    write_video(video, [90] * 30)
+    assert extract_frames(video, root / "frames", root) == "done" and len(list_frames(root / "frames")) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "free space"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "smaller --batch_size"),
+    ],
+)
+def test_full_disks_and_memory_have_a_known_reason(fault, words):
+    assert words in known_reason(fault)
+
+
+def test_a_number_of_processes_that_is_none(forking):
+    done = run_shell("mosi_dgl.sh", project=forking, check=False, processes="x")
+    assert done.returncode == 2 and done.stderr == "error: processes=x: not a number of at least 1; change it\n"

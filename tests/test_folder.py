@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch
 import main_dgl
 from dataset import DATASETS
 from engine.folder import folder_of
-from tests.conftest import ROOT, SMALL, data_flags, run_here, settings_of
+from engine.provenance import changes
+from tests.conftest import ROOT, SMALL, contents, data_flags, rows_of, run_here, settings_of
 from tests.torture import assert_same_run
 from utils.config import PATHS, TRAINING
 
@@ -44,30 +46,23 @@ def record(folder):
     return json.loads((folder / "run.json").read_text())
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ([], "dgl-alpha4-seed0-batch_size6-image_size32-learning_rate0.001"),
-        (["--epochs", 3, "--num_workers", 2], "dgl-alpha4-seed0-batch_size6-image_size32-learning_rate0.001"),
-        (["--alpha", 0.5], "dgl-alpha0.5-seed0-batch_size6-image_size32-learning_rate0.001"),
-        (["--learning_rate", 0.002], "dgl-alpha4-seed0-batch_size6-image_size32"),
-        (
-            ["--fusion_method", "gated"],
-            "dgl-alpha4-seed0-batch_size6-fusion_methodgated-image_size32-learning_rate0.001",
-        ),
-        (["--random_seed", 3, "--method", "joint"], "joint-seed3-batch_size6-image_size32-learning_rate0.001"),
+        ("", "dgl-alpha4-seed0-batch_size6-image_size32-learning_rate0.001"),
+        ("--epochs 3 --num_workers 2", "dgl-alpha4-seed0-batch_size6-image_size32-learning_rate0.001"),
+        ("--alpha 0.5", "dgl-alpha0.5-seed0-batch_size6-image_size32-learning_rate0.001"),
+        ("--learning_rate 0.002", "dgl-alpha4-seed0-batch_size6-image_size32"),
+        ("--fusion_method sum", "dgl-alpha4-seed0-batch_size6-fusion_methodsum-image_size32-learning_rate0.001"),
+        ("--random_seed 3 --method joint", "joint-seed3-batch_size6-image_size32-learning_rate0.001"),
     ],
 )
 def test_the_name_follows_the_settings_and_nothing_on_the_disk(base, flags, changes, name):
     for _ in range(2):
-        found = folder_of(settings_of(*flags, *changes))
+        found = folder_of(settings_of(*flags, *changes.split()))
         assert found == f"ckpt/{base.parent.name}/{name}"
         base.mkdir(parents=True, exist_ok=True)
-        (base / "run.json").write_text('{"settings": {"fusion_method": "sum"}}')
+        (base / "run.json").write_text('{"settings": {"fusion_method": "gated"}}')
 
 
 @pytest.mark.parametrize(
@@ -177,7 +172,7 @@ def test_a_typed_folder_with_another_run_is_rejected_before_decoding_or_overwrit
             assert "trained on other clips" in rejected(main_dgl, "--train", *flags, *more)
     train("--ckpt_path", "mine", "--alpha", 5, "--overwrite")
     assert record(mine)["settings"]["alpha"] == 5 and len(record(mine)["starts"]) == 1
-    assert len((mine / "log.jsonl").read_text().splitlines()) == 1
+    assert len(rows_of(mine)) == 1
     assert torch.load(mine / "last.pth", weights_only=True)["settings"]["alpha"] == 5
 
 
@@ -193,21 +188,24 @@ def test_a_record_makes_the_run_again(train, flags, tmp_path, rejected):
     other = record(tmp_path / folder_of(settings_of(*flags, "--alpha", 3, *changes)))["settings"]
     assert other["fusion_method"] == "sum" and other["alpha"] == 3
     run_here(main_dgl, "--train", "--resume", "--ckpt_path", "again", "--epochs", 2)
-    assert len((tmp_path / "again" / "log.jsonl").read_text().splitlines()) == 2
+    assert len(rows_of(tmp_path / "again")) == 2
 
     settings = main_dgl.parse_args([*config, "--dataset", "KineticSound"])
     expected = settings_of("--dataset", "KineticSound")
     assert settings.alpha == 2 and settings.batch_size == 6
     for name in ("audio_path", "visual_path", "split_path", "num_frame"):
         assert getattr(settings, name) == getattr(expected, name), name
-    for more, method in (
-        (["--modulation", "OGM"], "ogm"),
-        (["--no_mgt"], "no_mgt"),
-        (["--modulation", "Normal"], "dgl"),
-    ):
-        assert main_dgl.parse_args([*config, "--modality", "full", *more]).method == method
+    for more, method in {"--modulation OGM": "ogm", "--no_mgt": "no_mgt", "--modulation Normal": "dgl"}.items():
+        assert main_dgl.parse_args([*config, "--modality", "full", *more.split()]).method == method
 
     for text in ("[]", "{", json.dumps({"settings": {"alpha": "many"}})):
         (tmp_path / "odd.json").write_text(text)
         assert "odd.json" in rejected(main_dgl, "--train", "--config", tmp_path / "odd.json")
     assert "--ckpt_path" in rejected(main_dgl, "--train", "--resume")
+
+
+def test_changed_files_have_their_whole_names(monkeypatch):
+    monkeypatch.setattr(
+        "engine.provenance.subprocess.run", lambda *_, **__: SimpleNamespace(stdout=" M a.py\n?? b.py\n", returncode=0)
+    )
+    assert changes() == ["a.py", "b.py"]

@@ -1,8 +1,6 @@
 """--dataset Folder: the user's own videos, from a folder for each class to a classified video."""
 
-import os
 import shutil
-import subprocess
 
 import pytest
 
@@ -10,7 +8,8 @@ import main_dgl
 import valid
 from dataset import build_dataset
 from models.weights import load_checkpoint
-from tests.conftest import SMALL, run_here, settings_of, write_video
+from tests import launcher
+from tests.conftest import SMALL, run_here, run_shell, settings_of, write_video
 
 EXTRACT = "data/Folder/extract.py"
 CLASSES = {"cat": 40, "dog barking": 100, "Über.öl": 160}
@@ -78,18 +77,13 @@ def test_videos_of_both_splits_are_read(mine, capsys):
 
 def test_a_share_of_each_class_is_held_out_by_seed(flat, tmp_path, capsys):
     held_out = []
-    for *flags, count in (
-        ("--random_seed", 0, 1),
-        ("--random_seed", 0, 1),
-        ("--random_seed", 1, 1),
-        ("--test_share", 0.5, 2),
-    ):
+    for *flags, count in ([1], ["--random_seed", 1, 1], ["--test_share", 0.5, 2]):
         train, test = splits(flat, *flags)
         ids = {clip.id for clip in test.clips}
         assert not ids & {clip.id for clip in train.clips} and len(train) + len(test) == 12
         assert sorted(clip.label for clip in test.clips) == sorted([0, 1, 2] * count)
         held_out.append(ids)
-    assert held_out[0] == held_out[1] != held_out[2]
+    assert held_out[0] != held_out[1]
 
     root = shutil.copytree(flat, tmp_path / "videos")
     for path in sorted(path for path in (root / "cat").iterdir() if path.stem != "silent")[1:]:
@@ -99,12 +93,11 @@ def test_a_share_of_each_class_is_held_out_by_seed(flat, tmp_path, capsys):
     assert f"warning: {root}: class(es) without a test clip: cat\n" in capsys.readouterr().err
 
 
-def test_the_script_trains_and_valid_names_the_classes(mine, forking, tmp_path, capsys):
+def test_the_script_trains_and_valid_names_the_classes(mine, forking, tmp_path, small_encoders, capsys):
     cache = ["--cache_path", tmp_path / "cache"]
     flags = [*SMALL, *cache, "--epochs", 1, "--audio_seconds", 1, "--ckpt_path", tmp_path / "run"]
-    command = ["bash", forking / "folder_dgl.sh", *map(str, flags)]
-    done = subprocess.run(command, env=os.environ | {"root": str(mine)}, capture_output=True, text=True)
-    assert done.returncode == 0 and "accuracy" in done.stdout and "already there" in done.stdout, done.stderr
+    done = run_shell("folder_dgl.sh", *flags, project=forking, root=str(mine), **{launcher.SMALL: "1"})
+    assert "accuracy" in done.stdout and "already there" in done.stdout
     saved = load_checkpoint(tmp_path / "run" / "best.pth")
     assert saved["classes"] == sorted(CLASSES) and saved["settings"]["audio_seconds"] == 1
     shutil.copytree(mine / "test", tmp_path / "new" / "test")
@@ -123,7 +116,7 @@ def test_the_script_trains_and_valid_names_the_classes(mine, forking, tmp_path, 
         (None, "No such file or directory"),
         ("train/a", "has train/ only"),
         ("a", "no video in a folder"),
-        ("one class", "of the classes has a training clip"),
+        ("one class", "with a training clip that has audio"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(tmp_path, rejected, folder, words):
@@ -136,9 +129,3 @@ def test_what_cannot_be_used_is_one_line(tmp_path, rejected, folder, words):
         assert words in rejected(EXTRACT, "--root", root)
     error = rejected(main_dgl, "--train", "--dataset", "Folder", "--root", root, "--ckpt_path", tmp_path / "run")
     assert words in error and str(root) in error
-
-
-@pytest.mark.parametrize("flag", ["--test_share", "--audio_seconds"])
-def test_its_flags_are_rejected_for_other_datasets(trained, rejected, flag):
-    for script in ([main_dgl, "--train"], [valid, trained[0]]):
-        assert rejected(*script, flag, 0.5) == f"error: {flag}: no effect with --dataset CREMAD; leave it out\n"

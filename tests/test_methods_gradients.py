@@ -11,41 +11,29 @@ from itertools import combinations, permutations, product
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from tests.conftest import NarrowEncoder
+from tests.conftest import method_of
 from tests.rules import (
+    TOY_DIM,
+    WIDTHS,
     assert_gradients,
+    assert_outputs,
     encoder_names,
     features_of,
     gradients,
-    joint_logits,
-    rule,
+    linear,
+    logits_of,
     shared_bias,
+    small_network,
     toy_batch,
     toy_rule,
     whole_step,
     written_out,
 )
-from tests.test_dgl_step import batch, linear
+from tests.test_methods import FEW, ready
 
 SOME = ["a", "v", "t", "av", "at", "vt"]  # sets of three modalities for which a condition holds
-of_all_cases = pytest.mark.parametrize(("fusion", "n"), [("concat", 2), ("gated", 2), ("concat", 3), ("sum", 3)])
-
-
-@pytest.fixture(autouse=True)
-def narrow_encoders(monkeypatch):
-    monkeypatch.setattr("tests.rules.SmallEncoder", NarrowEncoder)
-
-
-def ready(name, *flags, fusion="concat", n=3):
-    """Return a model of n modalities with biases other than 0, a method ready to step, and a batch of random clips."""
-    if n == 2:
-        return *rule(name, *flags, fusion=fusion), *batch()
-    model, method = toy_rule(name, *flags, fusion=fusion)
-    with torch.no_grad():
-        for each, parameter in model.fusion_module.named_parameters():
-            parameter.normal_() if each.endswith("bias") else parameter.mul_(3)
-    return model, method, *toy_batch()
 
 
 def labels_where(model, label, holds):
@@ -67,80 +55,31 @@ def joined(found, names):
     return torch.cat([found[name].flatten() for name in names])
 
 
-JOINT, ALL = (1, 0, 0, 0), (1, 3, 3, 3)
-STUDENTS = ["--umt_lambda", 10]  # with the students as teachers
-WEIGHTED = [  # method, flags, epoch, weights of L_m and each L_u in the gradients of encoders, and of the fusion module
-    ("dgl", ["--alpha", 3], 0, (0, 3, 3, 3), JOINT),
-    ("no_mgt", ["--alpha", 3], 0, ALL, JOINT),
-    ("no_ugt", ["--alpha", 3], 0, (0, 3, 3, 3), ALL),
-    ("no_mgt+no_ugt", ["--alpha", 3], 0, ALL, ALL),
-    ("joint", [], 0, JOINT, JOINT),
-    ("relearn", [], 0, JOINT, JOINT),
-    ("ogm", ["--ogm_alpha", 0], 0, JOINT, JOINT),
-    ("ogm", ["--ogm_alpha", 0, "--ogm_rule", "journal"], 0, JOINT, JOINT),
-    ("ogm", ["--ogm_alpha", 0.8, "--modulation_starts", 3], 2, JOINT, JOINT),
-    ("ogm", ["--ogm_rule", "journal", "--modulation_ends", 3], 4, JOINT, JOINT),
-    ("ogm_ge", ["--modulation_ends", 3], 4, JOINT, JOINT),
-    ("agm", ["--agm_alpha", 0], 0, JOINT, JOINT),
-    ("agm", ["--agm_alpha", 0, "--agm_mask", "passes"], 0, JOINT, JOINT),
-    ("agm", ["--agm_alpha", 2, "--agm_ends", 3], 4, JOINT, JOINT),
-    ("agm", ["--agm_mask", "passes", "--agm_ends", 3], 4, JOINT, JOINT),
-    ("pmr", ["--pmr_alpha", 0, "--pmr_mu", 0], 0, JOINT, JOINT),
-    ("pmr", ["--pmr_ends", 3], 4, JOINT, JOINT),
-    ("umt", ["--umt_lambda", 0], 0, JOINT, JOINT),
-    ("umt", STUDENTS, 0, JOINT, JOINT),
-    ("inforeg", [], 0, JOINT, JOINT),
-    # each modality with a head of its own
-    ("joint_uni", [], 0, (1, 1, 1, 1), None),
-    ("joint_uni", ["--joint_uni_weight", 2.5], 0, (1, 2.5, 2.5, 2.5), None),
-    ("joint_uni", ["--joint_uni_weight", 0], 0, JOINT, None),
-    ("gblend", ["--gblend_weights"], 0, (0.4, 0.3, 0.2, 0.1), None),
-    ("gblend", ["--gblend_weights"], 0, JOINT, None),
-    ("relearn", ["--relearn_unimodal", 0.7], 0, (1, 0.7, 0.7, 0.7), None),
-    ("inforeg", ["--inforeg_unimodal", 0.7], 0, (1, 0.7, 0.7, 0.7), None),
-]
-
-
-@of_all_cases
-@pytest.mark.parametrize(("name", "flags", "epoch", "of_encoders", "of_fusion"), WEIGHTED)
-def test_weighted_losses(name, flags, epoch, of_encoders, of_fusion, fusion, n):
-    if name == "gblend":
-        flags = [*flags, ",".join(map(str, of_encoders[: n + 1]))]
-    model, method, inputs, label = ready(name, *flags, fusion=fusion, n=n)
-    method.epoch = epoch
-    if name == "agm":
-        method.means = torch.tensor([1.0, 1.3, 1.6][:n])
-    elif flags == STUDENTS:
-        method.teachers = dict.fromkeys(model.modalities, copy.deepcopy(model.eval()))
-    outputs = whole_step(model, method, inputs, label)
-    _, logits, losses = written_out(model, fusion, inputs, label)
-    encoders, expected = (
-        gradients(model, sum(weight * loss for weight, loss in zip(weights, losses.values(), strict=False)))
-        for weights in (of_encoders, of_fusion or of_encoders)
-    )
-    for each in (each for modality in model.modalities for each in encoder_names(model, modality)):
-        expected[each] = encoders[each]
-        assert expected[each].abs().max() > 1e-6
-    assert_gradients(model, expected, tolerance=1e-10)
-    assert list(outputs) == list(model.branches)
-    for branch in ("fused",) if name == "agm" else model.branches:
-        torch.testing.assert_close(outputs[branch].logits, logits[branch], rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(outputs[branch].loss, losses[branch], rtol=1e-10, atol=1e-10)
-    assert name != "agm" or method.batches == 1
-
-
-@pytest.mark.parametrize("fusion", ["concat", "sum"])
-@pytest.mark.parametrize("slowed", SOME)
-def test_ogm(slowed, fusion, monkeypatch):
-    """Check k_u on the convolutions of encoder u; the noise of OGM-GE, drawn as 1 here, adds the deviation."""
-    model, _, inputs, label = ready("ogm", fusion=fusion)
+@pytest.mark.parametrize(
+    ("fusion", "n", "slowed", "linear_only"),
+    [
+        *product(["concat", "sum", "gated"], [2], "av", [""]),
+        *product(["concat", "sum"], [3], SOME, [""]),
+        *product(["concat"], [3], ["a", "v"], ["avt", "at"]),  # encoders of some modalities have no convolution
+    ],
+)
+def test_ogm(fusion, n, slowed, linear_only, monkeypatch):
+    """Check k_u on the convolutions of encoder u, on all its parameters if it has none, and GE's noise, drawn as 1."""
+    torch.manual_seed(0)
+    networks = {
+        name: nn.Sequential(nn.Flatten(), nn.Linear(4 * width, TOY_DIM))
+        if name in linear_only
+        else small_network(width, TOY_DIM)
+        for name, width in WIDTHS.items()
+    }
+    model, _, inputs, label = ready("ogm", fusion=fusion, n=n, encoders=networks)
     monkeypatch.setattr(torch, "randn_like", lambda tensor, **_: torch.ones_like(tensor))
     _, logits, _ = written_out(model, fusion, inputs, label)
     p = {name: (logits[name] - shared_bias(model, fusion)).detach().softmax(1) for name in model.modalities}
 
     def rho_of(label):
         S = {name: rows.gather(1, label.unsqueeze(1)).sum().item() for name, rows in p.items()}
-        return {name: sum(S[name] / S[other] for other in S if other != name) / 2 for name in S}
+        return {name: sum(S[name] / S[other] for other in S if other != name) / (n - 1) for name in S}
 
     def holds(label):
         ahead = {name: rho for name, rho in rho_of(label).items() if rho > 1}
@@ -148,15 +87,19 @@ def test_ogm(slowed, fusion, monkeypatch):
 
     label = labels_where(model, label, holds)
     plain = gradients(model, written_out(model, fusion, inputs, label)[2]["fused"])
-    for name, (way, alpha) in product(("ogm", "ogm_ge"), (("cvpr", 0.6), ("journal", 0.6), ("journal", 20))):
-        model, method, _, _ = ready(name, "--ogm_alpha", alpha, "--ogm_rule", way, fusion=fusion)
+    ways = [("cvpr", 0.6, 2), ("journal", 0.6, 4), ("journal", 20, 4)]  # rule, alpha, first or last epoch of the window
+    for name, (way, alpha, epoch) in product(("ogm", "ogm_ge"), ways):
+        flags = ["--ogm_rule", way, "--ogm_alpha", alpha, "--modulation_starts", 2, "--modulation_ends", 4]
+        method = method_of(model, "--method", name, *flags)
+        method.epoch = epoch
+        model.zero_grad()
         whole_step(model, method, inputs, label)
         expected, k = dict(plain), {}
         for modality, rho in rho_of(label).items():
             slower = max(1 - alpha * math.tanh(rho - 1), 0) if way == "journal" else 1 - math.tanh(alpha * rho)
             k[modality] = slower if rho > 1 else 1
             for each in encoder_names(model, modality):
-                if plain[each].dim() == 4:
+                if plain[each].dim() == 4 or modality in linear_only:
                     noise = plain[each].std() if name == "ogm_ge" else 0
                     expected[each] = k[modality] * plain[each] + noise
         assert letters(each for each in k if k[each] < 1) == slowed
@@ -176,9 +119,9 @@ def agm_terms(model, fusion, inputs, mask):
     masked = features_of(model, {name: torch.zeros_like(x) for name, x in inputs.items()})
     seen = features_of(model, inputs) if mask == "passes" else z
     model.train()
-    orders, f = list(permutations(z)), {frozenset(): 0, frozenset(z): joint_logits(model, fusion, z)["fused"]}
+    orders, f = list(permutations(z)), {frozenset(): 0, frozenset(z): logits_of(model, fusion, z)["fused"]}
     for kept in (frozenset(order[:k]) for order in orders for k in range(1, len(z))):
-        f[kept] = joint_logits(model, fusion, masked | {name: seen[name] for name in kept})["fused"]
+        f[kept] = logits_of(model, fusion, masked | {name: seen[name] for name in kept})["fused"]
     m = dict.fromkeys(z, 0)  # means over all orders of what a modality adds to those before it
     for order, k in product(orders, range(len(z))):
         added = f[frozenset(order[: k + 1])] - f[frozenset(order[:k])]
@@ -298,7 +241,7 @@ def test_mmpareto(n, conflicts, rescale):
             head.weight.copy_(-0.5 * part if name[0] in conflicts else part)
             head.bias.zero_()
     outputs = whole_step(model, method, inputs, label)
-    _, _, losses = written_out(model, "concat", inputs, label)
+    _, logits, losses = written_out(model, "concat", inputs, label)
     expected, of_m = gradients(model, sum(losses.values())), gradients(model, losses["fused"])
     for name in model.modalities:
         of_u, names = gradients(model, losses[name]), encoder_names(model, name)
@@ -315,7 +258,14 @@ def test_mmpareto(n, conflicts, rescale):
             lengths = [((c + step) * g_m + (1 - c - step) * g_u).norm() for step in (-1e-3, 0, 1e-3)]
             assert min(lengths) == lengths[1]
     assert_gradients(model, expected)
-    torch.testing.assert_close({branch: output.loss for branch, output in outputs.items()}, losses)
+    assert_outputs(model, outputs, logits, losses)
+    torch.testing.assert_close(model(inputs), logits)
+
+
+def by_certainty(logits):
+    """Return the mean of several logits, weighted by the softmax of their negative entropies."""
+    entropies = torch.stack([-(each.softmax(1) * each.log_softmax(1)).sum(1) for each in logits])
+    return (entropies.neg().softmax(0).unsqueeze(2) * torch.stack([*logits])).sum(0)
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -327,7 +277,7 @@ def test_mla(projection, n):
     start = P = torch.eye(model.dim, dtype=torch.float64) - torch.outer(r, r) / (0.1 + r @ r)
     assert torch.equal(method.projection, torch.eye(model.dim))
     method.projection, method.batch, method.batches = start.clone(), 3, 6
-    taken, names, head, logits = [], list(model.modalities), expected.fusion_module.head, []
+    taken, names, head, logits, losses = [], list(model.modalities), expected.fusion_module.head, {}, {}
     for outputs in method.steps(model, inputs, label):
         taken.append(([each for each in names if model.encoder_parameters(each)[0].grad is not None], list(outputs)))
         with torch.no_grad():
@@ -338,11 +288,10 @@ def test_mla(projection, n):
     assert taken == [([names[k]], ["fused"] * (k == n - 1) + names[: k + 1]) for k in range(n)]
     for name in names:
         z = expected.encode(name, inputs[name])
-        logits.append(z @ head.weight.T + head.bias)
+        logits[name] = z @ head.weight.T + head.bias
         parameters = [*expected.encoder_parameters(name), head.weight, head.bias]
-        loss = F.cross_entropy(logits[-1], label)
-        torch.testing.assert_close(outputs[name].loss, loss)
-        steps = list(torch.autograd.grad(loss, parameters, retain_graph=True))
+        losses[name] = F.cross_entropy(logits[name], label)
+        steps = list(torch.autograd.grad(losses[name], parameters, retain_graph=True))
         if projection == "on":
             r = z.detach().mean(0)
             k = P @ r
@@ -354,9 +303,10 @@ def test_mla(projection, n):
         assert (p - q).norm() <= 1e-9 * q.norm(), name
     torch.testing.assert_close(method.projection, P)
     assert (P - start).norm() > 0.01 or projection == "off"
-    entropies = torch.stack([-(each.softmax(1) * each.log_softmax(1)).sum(1) for each in logits])
-    fused = (entropies.neg().softmax(0).unsqueeze(2) * torch.stack(logits)).sum(0)
-    torch.testing.assert_close(outputs["fused"], (F.cross_entropy(fused, label), fused))
+    fused = by_certainty(logits.values())
+    assert_outputs(model, outputs, {"fused": fused, **logits}, {"fused": F.cross_entropy(fused, label), **losses})
+    now = {name: z @ head.weight.T + head.bias for name, z in features_of(expected, inputs).items()}
+    torch.testing.assert_close(expected(inputs), {"fused": by_certainty(now.values()), **now})
 
 
 def nce(x, y, tau):
@@ -387,15 +337,13 @@ def test_lfm(flags, tau, epoch, n):
     fused = sum(o.values()) / n
     matches = [divergence(o[u], o[v]) if tau is None else nce(z[u], z[v], tau) for u, v in combinations(z, 2)]
     w = 1 - (0.205 + (0.301 - 0.205) * epoch / 20) if "fitted" in flags else 1 - math.exp(-1 / (epoch + 1))
-    loss = F.cross_entropy(fused, label)
+    loss, losses = F.cross_entropy(fused, label), {name: F.cross_entropy(each, label) for name, each in o.items()}
     assert_gradients(model, gradients(model, (1 - w) * loss + w * sum(matches) / len(matches)))
-    torch.testing.assert_close(outputs["fused"], (loss, fused))
-    torch.testing.assert_close(model.fusion_module.fuse(z), fused)
-    for name, each in o.items():
-        torch.testing.assert_close(outputs[name].loss, F.cross_entropy(each, label))
+    assert_outputs(model, outputs, {"fused": fused, **o}, {"fused": loss, **losses})
+    torch.testing.assert_close(model(inputs), {"fused": fused, **o})
 
 
-@of_all_cases
+@pytest.mark.parametrize(("fusion", "n"), FEW)
 def test_umt(fusion, n):
     model, method, inputs, label = ready("umt", "--umt_lambda", 10, fusion=fusion, n=n)
     whole_step(model, method, inputs, label)

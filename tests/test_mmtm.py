@@ -1,4 +1,4 @@
-"""Check the mmtm fusion: its block, BatchNorm's statistics, initial weights. Its gradients are in test_methods.py."""
+"""Check mmtm: its widths, as concat, BatchNorm's statistics. Its formulas and gradients are in test_methods.py."""
 
 import copy
 
@@ -9,16 +9,21 @@ from engine.batchnorm import refresh_batchnorm
 from engine.build import build_model
 from main_dgl import dgl_step
 from methods import build_method
-from models.backbone import BACKBONES
+from models.backbone import BACKBONES, Encoder
 from models.basic_model import AVClassifier
 from models.fusion_modules import MMTMFusion_AUXI
-from models.mmtm import MMTM
 from tests.conftest import SmallEncoder, settings_of
-from tests.test_dgl_step import CLASSES, batch
-from tests.test_methods import NarrowResNet, ResNet14
+from tests.rules import CLASSES, batch
+from tests.test_methods import NarrowResNet
 from utils.errors import InputError
 
 ALPHA, NAMES = 3.0, ("audio", "visual")
+
+
+class ResNet14(Encoder):
+    """With bottleneck blocks, so with 2048 channels."""
+
+    block, layers = BACKBONES["resnet50"].block, (1, 1, 1, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -37,20 +42,6 @@ def statistics(model):
     return {name: value for name, value in named.items() if "running" in name or "tracked" in name}
 
 
-def test_the_block_in_numbers():
-    block = MMTM(NAMES, 1, ratio=4).double()
-    with torch.no_grad():
-        for layer, weight in ((block.squeeze, [[0.5, -0.5]]), (block.excite.audio, 1), (block.excite.visual, -1)):
-            layer.weight.copy_(torch.tensor(weight))
-            layer.bias.zero_()
-    offsets = torch.tensor([-1.0, 0.5, 0.5, 0]).double().view(1, 2, 1, 1, 2)  # two frames, of two positions each
-    maps = {"audio": 2 + offsets, "visual": 1 - offsets}
-    gated, alone = block(maps), block({"audio": maps["audio"]})
-    assert list(alone) == ["audio"]
-    for found, factor, name in ((gated, 0.622459, "audio"), (gated, 0.377541, "visual"), (alone, 0.731059, "audio")):
-        torch.testing.assert_close(found[name], factor * maps[name], rtol=1e-5, atol=0)
-
-
 @pytest.mark.parametrize(("encoder", "width"), [(BACKBONES["resnet18"], 512), (ResNet14, 2048)])
 def test_widths(monkeypatch, encoder, width):
     monkeypatch.setitem(BACKBONES, "resnet18", encoder)
@@ -62,45 +53,21 @@ def test_widths(monkeypatch, encoder, width):
         assert all(tuple(block.excite[name].weight.shape) == (channels, 2 * channels) for name in NAMES)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_with_gates_of_1_it_is_concat_of_whole_networks(training):
-    """Check all branches, with initial weights, and that own logits without `shared_bias` add up to the fused ones."""
-    model, concat = build().train(training), build("concat").train(training)
+def test_with_gates_of_1_it_is_concat_of_whole_networks():
+    """Check that own logits without `shared_bias` add up to the fused ones, and that evaluation changes nothing."""
+    model, concat = build().eval(), build("concat").eval()
     fusion = model.fusion_module
     with torch.no_grad():
         fusion.fc_out.bias.normal_()
-        for block in (fusion.mmtm2, fusion.mmtm3, fusion.mmtm4):
-            for excite in block.excite.values():
-                excite.weight.zero_()
-                excite.bias.fill_(40)  # whose sigmoid is 1
+        for excite in (*fusion.mmtm2.excite.values(), *fusion.mmtm3.excite.values(), *fusion.mmtm4.excite.values()):
+            excite.weight.zero_()
+            excite.bias.fill_(40)  # whose sigmoid is 1
     concat.fusion_module.fc_out.load_state_dict(fusion.fc_out.state_dict())
     inputs, before = batch()[0], copy.deepcopy(model.state_dict())
     found = model(inputs)
-    assert training or all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     torch.testing.assert_close(found, concat(inputs), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(sum(found[name] - fusion.shared_bias for name in NAMES), found["fused"])
-
-
-def test_one_modality_alone_runs_its_own_stream(monkeypatch):
-    """Check that the other stream does not run, and that the other modality's gates are in nothing."""
-    model, (inputs, _) = build(), batch()
-    for layer in (*model.fusion_module.streams.visual.values(), model.fusion_module.mmtm3.excite.visual):
-        monkeypatch.setattr(layer, "forward", lambda *_: pytest.fail("the other stream was run"))
-    model.fusion_module.alone("audio", model.encode("audio", inputs["audio"]))
-
-
-def test_in_bfloat16_the_fusion_module_is_in_float32():
-    model, (inputs, label), seen = build().float(), batch(), []
-    model.amp, inputs = True, {name: x.float() for name, x in inputs.items()}
-    for stage in model.fusion_module.streams.audio.values():
-        stage.register_forward_hook(lambda _, images, maps: seen.extend((images[0].dtype, maps.dtype)))
-    dgl_step(model, inputs, label, ALPHA)
-    assert set(seen) == {torch.float32} and len(seen) == 8  # of audio alone and fused
-    with torch.no_grad():
-        maps = model.encode("audio", inputs["audio"])
-        model.amp = False
-        exact = model.encode("audio", inputs["audio"])
-    assert 1e-4 < (maps - exact).norm() / exact.norm() < 0.05
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("way", ["dgl", "joint", "joint_uni", "no_mgt", "agm", "mmpareto", "refreshed"])

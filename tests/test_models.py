@@ -155,7 +155,7 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path, rejected_weights):
         (
             {f"audio_net.{name}": x for name, x in network.items()},
             ["--method", "visual"],
-            "weights of no encoder of this model",
+            "contains no weights for an encoder of this model",
         ),
         (
             published("resnet34").state_dict(),

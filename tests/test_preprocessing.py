@@ -4,13 +4,10 @@ import csv
 import faulthandler
 import itertools
 import os
-import re
 import shutil
 import signal
 import subprocess
-import time
 from collections import Counter
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +17,9 @@ import pytest
 import soundfile
 
 from data.demo import make_clips
+from dataset.base import list_frames
 from tests import launcher
-from tests.conftest import ROOT, ffmpeg, run_fork, run_here, write_video
+from tests.conftest import ROOT, contents, ffmpeg, processes_of, run_fork, run_here, wait_for, write_video
 from utils.pool import process_clips
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 271360\n".format("4d7a" * 16)
@@ -95,50 +93,6 @@ def test_frames_of_flvs_of_which_bad_ones_are_named(tmp_path, extract):
     assert names(tmp_path / "Image-05-FPS" / "1001_DFA_ANG_XX") == images(*range(0, 75, 5))
 
 
-def make(root, files):
-    """Make empty folders, whose names end with a slash, and files that are Git LFS pointers."""
-    for file in files:
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).mkdir(parents=True, exist_ok=True) if file.endswith("/") else (root / file).write_text(
-            LFS_POINTER
-        )
-
-
-def of_cremad(*ids):
-    return [f"AudioWAV/{clip_id}.wav" for clip_id in ids] + [f"Image-01-FPS/{clip_id}/" for clip_id in ids]
-
-
-IDS = [f"{1001 + a}_{s}_{e}_XX" for a in range(8) for s in ("DFA", "IEO", "TIE") for e in ("NEU", "HAP", "ANG")]
-EXTRACT, EXTRACT_KINETICS, SPLIT = "CREMAD/video_preprocessing", "kinect400/video_preprocessing", "CREMAD/make_split"
-
-
-@pytest.mark.parametrize(
-    ("script", "files", "flags", "words"),
-    [
-        (EXTRACT, ["VideoFlash/"], "", "{}: no video of the dataset"),
-        (EXTRACT, [], "", "{}/VideoFlash: No such file"),
-        (EXTRACT, ["VideoFlash/a.flv"], "", "{}/failed_frames.csv: no clip could be processed"),
-        (EXTRACT, ["VideoFlash/a.flv"], "--target {}/new/a", "{}/new/a/failed_frames.csv: no clip could be processed"),
-        (EXTRACT_KINETICS, ["raw/train/c/", "raw/val/c/"], "", "{}/raw: no video in a folder train/<class>/.*--source"),
-        (EXTRACT_KINETICS, ["raw/train/x.mp4", "raw/val/"], "", "{}/raw: .*1 are outside of such folders.*--source"),
-        (SPLIT, ["AudioWAV/", "Image-01-FPS/"], "", "video_preprocessing"),
-        (SPLIT, of_cremad("1001_DFA_JOY_XX"), "", "1001_DFA_JOY_XX"),
-        (SPLIT, of_cremad("holiday"), "", "holiday"),
-        (SPLIT, of_cremad("1001_DFA_ANG_XX"), "", "only clip of ANG"),
-        (SPLIT, of_cremad("1001_DFA_ANG_XX", "1001_IEO_ANG_XX"), "--by_actor", "two actors"),
-        (SPLIT, of_cremad(*IDS), "--test_ratio 1.5", "--test_ratio"),
-        (SPLIT, of_cremad(*IDS), "--test_ratio nan", "--test_ratio"),
-    ],
-)
-def test_what_cannot_be_extracted_or_split_is_one_line(tmp_path, rejected, script, files, flags, words):
-    make(tmp_path, files)
-    folder = {SPLIT: ["--split_path", tmp_path / "out"], EXTRACT_KINETICS: ["--source", tmp_path / "raw"]}.get(
-        script, []
-    )
-    error = rejected(f"data/{script}.py", "--root", tmp_path, *folder, *flags.format(tmp_path).split())
-    assert re.search(words.format(tmp_path), error) and not (tmp_path / "out").exists()
-
-
 def test_damaged_clips_are_kept_where_that_is_wanted_and_listed(tmp_path, extract):
     folder, frames = tmp_path / "raw" / "train" / "c", tmp_path / "visual" / "train_img" / "Image-01-FPS" / "c"
     (tmp_path / "raw" / "val").mkdir(parents=True)
@@ -171,18 +125,8 @@ def test_a_clip_that_has_changed_since_is_extracted_again(tmp_path, extract):
         assert "0 done, 1 already there" in extract(*flags)
 
 
-ODD_NAMES = [
-    "a b",
-    "it's",
-    'say "x"',
-    "semi;colon",
-    "$(touch hacked)",
-    "this & that",
-    "Ünïcödé 音",
-    "-vn",
-    "%03d",
-    "a:b",
-]
+ODD_NAMES = ["a b", "it's", 'say "x"', "semi;colon", "$(touch hacked)", "this & that", "Ünïcödé 音"]
+ODD_NAMES += ["-vn", "%03d", "a:b"]
 
 
 def test_frames_and_audio_of_clips_with_any_name(tmp_path, extract, monkeypatch):
@@ -191,9 +135,8 @@ def test_frames_and_audio_of_clips_with_any_name(tmp_path, extract, monkeypatch)
     folder = tmp_path / "raw" / "train" / "playing guitar"
     (tmp_path / "raw" / "val").mkdir(parents=True)
     for k, name in enumerate(ODD_NAMES):
-        write_video(
-            folder / f"{name}.mp4", 20 + 3 * np.arange(35), codec=("libx264", "mpeg4")[k % 2], tone=300 + 100 * k
-        )
+        codec = ("libx264", "mpeg4")[k % 2]
+        write_video(folder / f"{name}.mp4", 20 + 3 * np.arange(35), codec=codec, tone=300 + 100 * k)
     write_video(folder / "silent.mp4", [50] * 35)
     write_video(folder / "short.mkv", [50] * 15, tone=440)
     (folder / "broken.mp4").write_bytes(b"no video")
@@ -201,10 +144,8 @@ def test_frames_and_audio_of_clips_with_any_name(tmp_path, extract, monkeypatch)
     flags = ["--source", tmp_path / "raw", "--root", tmp_path]
     for script in ("mp4_to_wav", "video_preprocessing"):
         assert "11 done, 0 already there, 2 failed" in extract(f"KineticSound/{script}.py", *flags)
-    for kind, name, reason in (
-        ("audio", "silent.mp4", "no audio track"),
-        ("frames", "short.mkv", "too short: 2 frame(s) at 1 a second, 3 are needed"),
-    ):
+    short = "too short: 2 frame(s) at 1 a second, 3 are needed"
+    for kind, name, reason in (("audio", "silent.mp4", "no audio track"), ("frames", "short.mkv", short)):
         failures = read_failures(tmp_path / f"failed_{kind}.csv")
         assert failures.pop(f"train/playing_guitar/{name}") == reason and len(failures) == 1
         assert failures["train/playing_guitar/broken.mp4"].startswith("not decodable: ")
@@ -221,23 +162,10 @@ def test_frames_and_audio_of_clips_with_any_name(tmp_path, extract, monkeypatch)
     assert not list(tmp_path.rglob(".partial")) and not list(tmp_path.rglob("hacked"))
 
 
-def working_in(folder):
-    """Return the processes whose current folder it is; those that have ended but are not waited for have none."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cwd"):
-        with suppress(OSError):
-            found += [path] * (os.readlink(path) == str(folder))
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize(
-    ("script", "pattern", "flags"),
-    [("mp4_to_wav.py", "Audios/*.wav", []), ("video_preprocessing.py", "Image-05-FPS-SE/[!.]*", ["--fps", "5"])],
-)
-def test_killed_runs_leave_nothing_half_written(tmp_path, script, pattern, flags):
+def test_killed_runs_leave_nothing_half_written(tmp_path):
     """Kill the parent only: its workers have to end by themselves."""
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed, whole, pattern = tmp_path / "killed", tmp_path / "whole", "Image-05-FPS-SE/[!.]*"
     (killed / "AVE").mkdir(parents=True)
     streams = ["-f", "lavfi", "-i", "testsrc2=size=640x360:rate=25", "-f", "lavfi", "-i", "sine"]
     ffmpeg(*streams, "-t", 4, "-c:v", "mpeg4", "-c:a", "aac", killed / "AVE" / "000.mp4")
@@ -248,28 +176,19 @@ def test_killed_runs_leave_nothing_half_written(tmp_path, script, pattern, flags
         (killed / f"{name}Set.txt").write_text("".join(rows))
     shutil.copytree(killed, whole)
 
-    command = [str(ROOT / "data" / "AVE" / script), "--workers", "2", *flags, "--root"]
+    command = [str(ROOT / "data" / "AVE" / "video_preprocessing.py"), "--workers", "2", "--fps", "5", "--root"]
     for count in (1, 5, 11):
         with open(os.devnull, "w") as nowhere:
             process = launcher.start([*command, str(killed)], killed, os.environ, nowhere, nowhere)
-        while len(list(killed.glob(pattern))) < count:
-            assert process.poll() is None
-            time.sleep(0.002)
+        wait_for(lambda count=count: len(list(killed.glob(pattern))) >= count, process, pause=0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        deadline = time.monotonic() + 10
-        while working_in(killed):
-            assert time.monotonic() < deadline, "workers outlive their parent"
-            time.sleep(0.02)
-    done = len([path for path in killed.glob(pattern) if not path.name.startswith(".")])
+        wait_for(lambda: not processes_of(killed))
+    done = len(list(killed.glob(pattern)))
     assert 10 <= done < 24
     assert f"{24 - done} done, {done} already there, 0 failed" in run_fork(*command, killed).stdout
     run_fork(*command, whole)
-    trees = [
-        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-        for root in (killed, whole)
-    ]
-    assert trees[0] == trees[1] and not list(tmp_path.rglob(".partial"))
+    assert contents(killed) == contents(whole) and not list(tmp_path.rglob(".partial"))
 
 
 def misbehave(number, folder="."):
@@ -295,7 +214,7 @@ def test_an_error_a_crash_or_a_hang_concerns_its_clip_alone(tmp_path):
     assert failures["05"] == "not processed: KeyError: 'nobody'; check this file, or leave it out"
     assert failures["07"] == failures["08"] == "hung: its decoder did not end within 4 s; download it again"
     assert failures["19"].startswith("crashed: its decoder ended with status 5")
-    assert not working_in(tmp_path), "a process that a hung worker started is still running"
+    assert not processes_of(tmp_path), "a process that a hung worker started is still running"
 
 
 def die(flag):
@@ -313,13 +232,17 @@ def test_a_process_that_dies_between_two_clips_costs_none(tmp_path):
 
 
 def test_splits_by_emotion_and_by_actor(tmp_path):
-    make(tmp_path, of_cremad(*IDS))
-    splits = []
+    sentences, emotions, splits = ("DFA", "IEO", "TIE"), ("NEU", "HAP", "ANG"), []
+    ids = [f"{actor}_{s}_{e}_XX" for actor in range(1001, 1009) for s in sentences for e in emotions]
+    (tmp_path / "AudioWAV").mkdir()
+    for clip_id in ids:
+        (tmp_path / "Image-01-FPS" / clip_id).mkdir(parents=True)
+        (tmp_path / "AudioWAV" / f"{clip_id}.wav").touch()
     for flags in ((), (), ("--seed", 1), ("--by_actor",)):
         out = tmp_path / str(len(splits))
         run_here("data/CREMAD/make_split.py", "--root", tmp_path, "--test_ratio", 0.25, "--split_path", out, *flags)
         rows = [(out / f"{name}.csv").read_text().split() for name in ("train", "test")]
-        assert sorted(rows[0] + rows[1]) == sorted(f"{clip_id},{clip_id.split('_')[2]}" for clip_id in IDS)
+        assert sorted(rows[0] + rows[1]) == sorted(f"{clip_id},{clip_id.split('_')[2]}" for clip_id in ids)
         splits.append(rows)
     assert splits[0] == splits[1] != splits[2]
     assert Counter(row.rpartition(",")[2] for row in splits[0][1]) == {"NEU": 6, "HAP": 6, "ANG": 6}
@@ -344,3 +267,31 @@ def test_hard_clips_of_the_demo_are_as_long_with_more_noise_and_weaker_faces(tmp
         distance[wav.stem] = np.abs(cv2.blur(easy, (25, 25)) - cv2.blur(hard, (25, 25))).mean()
     assert np.median(louder) > 1.5
     assert distance["1001_D00_ANG_XX"] > 2 * distance["1001_D00_NEU_XX"], "a neutral face is the same but for grain"
+
+
+def test_outputs_stay_until_they_can_be_replaced(tmp_path, capsys):
+    """Take away the videos behind links, and change the time of one that is not decodable any more."""
+    for name in ("a", "b"):
+        write_video(tmp_path / "disk" / f"{name}.mp4", [90] * 30, tone=440)
+        (tmp_path / "AVE").mkdir(exist_ok=True)
+        (tmp_path / "AVE" / f"{name}.mp4").symlink_to(tmp_path / "disk" / f"{name}.mp4")
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}Set.txt").write_text("Banjo&a&good&0&10\nBanjo&b&good&0&10\n")
+    flags = ["--root", tmp_path, "--workers", 2]
+    run_here("data/AVE/video_preprocessing.py", *flags)
+    shutil.move(tmp_path / "disk", tmp_path / "away")
+    with pytest.raises(SystemExit):
+        run_here("data/AVE/video_preprocessing.py", *flags)
+    assert [len(list_frames(tmp_path / "Image-01-FPS-SE" / name)) for name in ("a", "b")] == [3, 3]
+    shutil.move(tmp_path / "away", tmp_path / "disk")
+    capsys.readouterr()
+    run_here("data/AVE/video_preprocessing.py", *flags)
+    assert "0 done, 2 already there" in capsys.readouterr().out
+    os.utime(tmp_path / "disk" / "a.mp4", ns=(0, 0))
+    for done in (1, 0):
+        run_here("data/AVE/video_preprocessing.py", *flags)
+        assert f"{done} done, {2 - done} already there" in capsys.readouterr().out
+    (tmp_path / "failed_frames.csv").mkdir()
+    with pytest.raises(SystemExit):
+        run_here("data/AVE/video_preprocessing.py", *flags)
+    assert "failed_frames.csv: Is a directory; remove it" in capsys.readouterr().err

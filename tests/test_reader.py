@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from data.demo.make_clips import make_voice
 from dataset import build_dataset
-from dataset.base import Clip
+from dataset.base import Clip, list_frames
 from dataset.clips import Decoder, load_waveform, log_spectrogram
 from dataset.cremad import CREMAD
 from dataset.loader import build_loader
@@ -185,3 +185,9 @@ def test_held_out_clips_are_stratified_and_follow_the_seed(corpus):
     assert len(build_dataset(args, "val")) == 6, "every class keeps one clip at least"
     assert len(build_dataset(args, "test")) == 6
     assert len(build_dataset(settings(corpus, val_ratio=0.99), "train")) == 6
+
+
+def test_frames_are_in_order_of_their_numbers(tmp_path):
+    for number in (99990, 100020, 99960):
+        (tmp_path / f"{number}.jpg").touch()
+    assert list_frames(tmp_path) == ("99960.jpg", "99990.jpg", "100020.jpg")

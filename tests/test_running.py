@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from dataset.loader import usable_workers
 from engine.folder import read_record
 from models.weights import load_checkpoint
 from tests import launcher
-from tests.conftest import ROOT, SMALL, data_flags, run_shell
+from tests.conftest import ROOT, SMALL, data_flags, processes_of, run_shell, wait_for
 from utils import pool, progress
 from utils.errors import warn_once
 
@@ -27,7 +28,7 @@ from utils.errors import warn_once
 def training(root, folder, *flags):
     """Return the words of a command that trains with workers."""
     words = ["main_dgl.py", "--train", *data_flags(root), *SMALL, "--batch_size", 2, "--num_workers", 2]
-    return list(map(str, [*words, "--epochs", 1000, "--ckpt_path", folder, *flags]))
+    return list(map(str, [*words, "--epochs", 10**6, "--ckpt_path", folder, *flags]))
 
 
 def numbers(*pgrep):
@@ -37,34 +38,28 @@ def numbers(*pgrep):
     return [int(line.split()[0]) for line in states.stdout.splitlines() if "Z" not in line]
 
 
-def wait_for(process, condition, *arguments):
-    """Wait until a condition holds, for two minutes at most, and as long as the process runs."""
-    deadline = time.monotonic() + 120
-    while not condition(*arguments) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert condition(*arguments), "it did not come to that"
-
-
-def has_started(run, times):
-    return (run / "last.pth").exists() and len(read_record(run / "run.json")["starts"]) == times
-
-
-def test_signals_end_the_script_of_a_dataset_and_the_same_command_resumes(few, forking, tmp_path):
+def test_signals_end_the_script_of_a_dataset_and_the_same_command_resumes(few, forking, tmp_path, monkeypatch):
     """Send each to the shell alone, and check that flags after the script's name override its settings."""
     run = tmp_path / "run"
+
+    def has_started(times):
+        return (run / "last.pth").exists() and len(read_record(run / "run.json")["starts"]) == times
+
     flags = [*data_flags(few), *SMALL, "--batch_size", 6, "--num_workers", 0, "--alpha", 5, "--ckpt_path", run]
-    command = ["bash", forking / "cramed_dgl.sh", *map(str, flags), "--epochs", "1000"]
+    command = ["bash", forking / "cramed_dgl.sh", *map(str, flags), "--epochs", "1000000"]
     files = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    monkeypatch.setenv(launcher.SMALL, "1")
     for times, number in enumerate((signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT), start=1):
         process = subprocess.Popen(command, start_new_session=True, text=True, **files)
-        wait_for(process, has_started, run, times)
+        wait_for(partial(has_started, times), process)
         process.send_signal(number)
         output, error = process.communicate(timeout=120)
         assert process.returncode == 128 + number, error
         assert "interrupted by" in error and "accuracy on" not in output  # it does not validate then
         FileLock(run / ".lock").acquire(timeout=0)  # no process is left that holds it
-        assert not numbers("-f", tmp_path)
+        assert not processes_of(tmp_path)
     assert "accuracy on" in run_shell("cramed_dgl.sh", *flags, "--epochs", 1, project=forking).stdout
+    assert list(run.glob("tensorboard/events*"))
     settings = load_checkpoint(run / "last.pth")["settings"]
     assert settings["alpha"] == 5 and settings["learning_rate"] == 0.002 and settings["lr_decay_step"] == [70]
 
@@ -88,7 +83,7 @@ shift; exec "$@"
     ("options", "epochs", "status", "expected"),
     [
         ("size=1m", 2, 0, ["warning: /dev/shm: too small", "warning: TensorBoard: No space left on device;"]),
-        ("size=40m", 1000, 2, ["error: /dev/shm: (no room for a batch|No space left on device); "]),
+        ("size=40m", 10**6, 2, ["error: /dev/shm: (no room for a batch|No space left on device); "]),
         ("ro,size=1m", 1, 0, ["warning: /dev/shm: Read-only file system;"] * 2),
     ],
     ids=["little memory and a full disk", "memory that others fill", "memory that cannot be written"],
@@ -96,7 +91,7 @@ shift; exec "$@"
 def test_file_systems_that_are_full_or_read_only(few, tmp_path, options, epochs, status, expected):
     """Run as in a container. Without any shared memory, decoding and loading have no workers."""
     (tmp_path / "board").mkdir()
-    if epochs == 1000:
+    if epochs == 10**6:
         (tmp_path / "full").touch()
     flags = ["--image_size", 224, "--batch_size", 6, "--modality", "audio", "--cache_path", tmp_path / "cache"]
     flags += ["--use_tensorboard", "--tensorboard_path", tmp_path / "board"] if epochs == 2 else []
@@ -159,14 +154,13 @@ def test_a_run_with_workers_ends_with_all_of_them(few, tmp_path, how, status, me
         ready = tmp_path / "started"
         code = PATCHES[how].format(ready)
         code = f"import sys, time\nsys.path[0] = {str(ROOT)!r}\nimport main_dgl\nfrom dataset import loader\n{code}"
-        (tmp_path / "patched.py").write_text(
-            f"{code}\nfrom utils.errors import run_script\nrun_script(main_dgl.main)\n"
-        )
+        code += "\nfrom utils.errors import run_script\nrun_script(main_dgl.main)\n"
+        (tmp_path / "patched.py").write_text(code)
         command[0] = str(tmp_path / "patched.py")
     with open(tmp_path / "errors", "w") as errors:
-        process = launcher.start(command, errors=errors)
+        process = launcher.start(command, environment=os.environ | {launcher.SMALL: "1"}, errors=errors)
     if PATCHES.get(how, BUSY) == BUSY:
-        wait_for(process, ready.exists)
+        wait_for(ready.exists, process)
     if how == "error":
         for wav in (root / "AudioWAV").iterdir():
             wav.write_text("404 Not Found")
@@ -178,7 +172,7 @@ def test_a_run_with_workers_ends_with_all_of_them(few, tmp_path, how, status, me
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.1)
     try:
-        wait_for(process, lambda: process.poll() is not None)
+        wait_for(lambda: process.poll() is not None)
         error = (tmp_path / "errors").read_text()
         assert process.returncode == status and re.fullmatch(message, error), error
         assert not numbers("-s", process.pid)
@@ -224,14 +218,16 @@ def test_the_cores_that_are_allowed_are_taken(monkeypatch):
 
 
 def test_slurm_queues_the_job_again_and_not_one_from_elsewhere(tmp_path):
-    """Run a script that ends as at SIGUSR1, and a scontrol that records its arguments."""
+    """Run a script that ends as at SIGUSR1, and a scontrol; both record their arguments."""
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/arguments\n')
     (tmp_path / "scontrol").chmod(0o755)
-    (tmp_path / "job.sh").write_text("exit 138\n")
+    (tmp_path / "job.sh").write_text(f'echo "$@" >{tmp_path}/flags\nexit 138\n')
     job = {"script": str(tmp_path / "job.sh"), "SLURM_JOB_ID": "17", "SLURM_SUBMIT_DIR": str(ROOT)}
     job["PATH"] = f"{tmp_path}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    assert run_shell("docs/slurm.sh", check=False, **job).returncode == 138
-    assert (tmp_path / "arguments").read_text() == "requeue 17\n"
+    for restarts, flags in (("0", "--alpha 5 --overwrite\n"), ("1", "--alpha 5\n")):
+        done = run_shell("docs/slurm.sh", "--alpha", 5, "--overwrite", check=False, **job, SLURM_RESTART_COUNT=restarts)
+        assert done.returncode == 138 and (tmp_path / "flags").read_text() == flags
+        assert (tmp_path / "arguments").read_text() == "requeue 17\n"
     done = run_shell("docs/slurm.sh", check=False, SLURM_SUBMIT_DIR=str(tmp_path))
     error = f"error: {tmp_path}: not the project's folder; submit the job from there\n"
     assert (done.returncode, done.stderr) == (2, error)
@@ -292,3 +288,7 @@ def test_a_script_under_an_old_python_is_one_line(script):
     command = [sys.executable, "-c", f"{code}runpy.run_path('{script}', run_name='__main__')"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and re.fullmatch("error: Python 3.10 or newer.*\n", done.stderr), done.stderr
+
+
+def test_a_batch_of_no_clip_has_workers(monkeypatch):
+    assert usable_workers(2, 0) in (0, 1, 2)

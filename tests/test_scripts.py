@@ -2,7 +2,6 @@
 
 import json
 import os
-import pstats
 import re
 import shutil
 import signal
@@ -23,7 +22,7 @@ from engine import evaluation, settings
 from engine.build import build_optimizer
 from models.basic_model import AVClassifier
 from models.weights import load_checkpoint
-from tests.conftest import ROOT, SMALL, data_flags, rows_of, run_fork, run_here, settings_of
+from tests.conftest import ROOT, SMALL, data_flags, rows_of, run_here, settings_of, train
 from utils.config import as_markdown
 
 
@@ -52,7 +51,7 @@ def test_training_writes_log_result_and_checkpoints(trained):
         assert saved["classes"] == list(DATASETS["CREMAD"].classes)
 
 
-def test_validation_of_a_run(trained, corpus, tmp_path, capsys, output_of, rejected, monkeypatch):
+def test_validation_of_a_run(trained, corpus, moved, tmp_path, capsys, output_of, rejected, monkeypatch):
     folder, best = trained[0], trained[0] / "best.pth"
     last = rows_of(folder)[-1]
     expected = [last[name] for name in ("fused", "audio", "visual")]
@@ -63,7 +62,6 @@ def test_validation_of_a_run(trained, corpus, tmp_path, capsys, output_of, rejec
     output = capsys.readouterr()
     assert output.out == plain and (torch.cuda.is_available() or "warning: --gpu_ids" in output.err)
 
-    moved = shutil.copytree(corpus, tmp_path / "moved")
     flags = ["--dataset", "CREMAD", "--batch_size", 1, "--num_workers", 0, *data_flags(moved)]
     assert accuracies(output_of(valid, "--ckpt_path", best, *flags)) == accuracies(plain)
     (moved / "test.csv").write_text("\n".join((corpus / "test.csv").read_text().splitlines()[:5]))
@@ -93,9 +91,9 @@ def test_val_ratio_chooses_on_held_out_clips_and_tests_once(corpus, tmp_path, sm
 
     monkeypatch.setattr(main_dgl, "evaluate", watched)
     monkeypatch.setattr(evaluation, "evaluate", watched)
-    flags = [*data_flags(corpus), *SMALL, "--epochs", 3, "--learning_rate", 0.01, "--val_ratio", 0.3]
-    run_here(main_dgl, "--train", *flags, "--num_workers", 0, "--ckpt_path", tmp_path)
-    args = settings_of(*flags)
+    flags = ["--epochs", 3, "--learning_rate", 0.01, "--val_ratio", 0.3]
+    train(corpus, tmp_path, *flags, "--num_workers", 0)
+    args = settings_of(*data_flags(corpus), *SMALL, *flags)
     val, test = ([clip.label for clip in build_dataset(args, split).clips] for split in ("val", "test"))
     assert Counter(val) == dict.fromkeys(range(6), 1)
     rows, result = rows_of(tmp_path), json.loads((tmp_path / "result.json").read_text())
@@ -132,22 +130,6 @@ def test_linear_probe_fits_unaugmented_training_features(trained, corpus, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [
-        "--fusion_method film --optimizer Adam --use_tensorboard",
-        "--modality audio --optimizer AdaGrad",
-        "--modality visual --use_video_frames 2 --modulation_starts 0",
-        "--no_mgt --fusion_method gated",
-    ],
-)
-def test_other_settings_train_and_validate(corpus, tmp_path, small_encoders, output_of, flags):
-    command = ["--train", *data_flags(corpus), *SMALL, "--epochs", 1, "--ckpt_path", tmp_path, *flags.split()]
-    run_here(main_dgl, *command)
-    assert "accuracy" in output_of(valid, "--ckpt_path", tmp_path / "best.pth")
-    assert bool(list(tmp_path.glob("tensorboard/events*"))) == ("--use_tensorboard" in flags)
-
-
-@pytest.mark.parametrize(
     ("name", "kind", "expected"),
     [
         ("sgd", torch.optim.SGD, {"momentum": 0.9, "weight_decay": 1e-4}),
@@ -166,16 +148,8 @@ def test_optimisers_are_those_of_the_authors(name, kind, expected):
 
 
 @pytest.mark.parametrize("script", ["main_dgl.py", "valid.py"])
-def test_a_wrong_flag_as_a_user_types_it(script):
-    done = subprocess.run([sys.executable, script, "--alhpa", "4"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and f"{script} --help" in done.stderr
-
-
-def test_python_can_profile_a_step(corpus, tmp_path):
-    """Check that a step runs under cProfile, where __main__ is the profiler."""
-    profile = ["-m", "cProfile", "-o", tmp_path / "profile", "main_dgl.py", "--gradient_report"]
-    run_fork(*profile, *data_flags(corpus), *SMALL, "--num_workers", 0)
-    assert "dgl_step" in {name for _, _, name in pstats.Stats(str(tmp_path / "profile")).stats}
+def test_a_wrong_flag_is_answered_with_where_the_flags_are_listed(rejected, script):
+    assert f"{script} --help" in rejected(script, "--alhpa", 4)
 
 
 def test_output_that_nobody_reads(trained, corpus):

@@ -1,7 +1,6 @@
 """Check --log_suppression: the values against the formulas written out, in runs, and the figure of them."""
 
 import shutil
-import signal
 
 import pytest
 import torch
@@ -14,15 +13,13 @@ from engine.suppression import suppression
 from methods.base import encode_all
 from models.fusion_modules import ConcatFusion_AUXI
 from models.weights import load_checkpoint
-from tests.conftest import SMALL, data_flags, make_small, rows_of, run_here
+from tests.conftest import SMALL, data_flags, make_small, rows_of, settings_of, train
 from tests.rules import toy, toy_batch, toy_logits, toy_rule
 from tests.test_displays import assert_whole
 from tests.test_methods_runs import Steps
-from tests.test_resume import interrupt_at
-from tests.torture import assert_same_run
 from utils.batches import to_device
 
-RUN = [*SMALL, "--epochs", 2, "--learning_rate", 0.01, "--num_workers", 0]
+RUN = ["--epochs", 2, "--learning_rate", 0.01, "--num_workers", 0]
 VALUES = {f"suppression_{value}_{name}" for value in ("s", "ratio", "gradient") for name in ("audio", "visual")}
 
 
@@ -85,17 +82,13 @@ def runs(few, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
         for name, own in (flags | {"plain": ["--method", "joint", "--alpha", 3]}).items():
-            run_here(main_dgl, "--train", *data_flags(few), *RUN, *own, "--ckpt_path", folder / name)
+            train(few, folder / name, *RUN, *own)
     return folder
 
 
 def test_a_run_logs_the_values_and_ends_with_the_same_weights(runs):
-    for name, expected in {
-        "joint": VALUES,
-        "dgl": VALUES,
-        "audio": {"suppression_gradient_audio"},
-        "plain": set(),
-    }.items():
+    expected_of = {"joint": VALUES, "dgl": VALUES, "audio": {"suppression_gradient_audio"}, "plain": set()}
+    for name, expected in expected_of.items():
         for row in rows_of(runs / name):
             assert {key for key in row if key.startswith("suppression_")} == expected
             assert all(row[key] > 0 for key in expected)
@@ -109,7 +102,7 @@ def test_the_logged_values_are_those_of_the_epochs_model(runs, few, small):
     """Check the last row against the checkpoint, over the training clips read as in evaluation, one by one."""
     model, _ = main_dgl.build(main_dgl.parse_args(["--method", "joint"]), torch.device("cpu"))
     model.load_state_dict(load_checkpoint(runs / "joint" / "last.pth")["model"])
-    data = main_dgl.Data(main_dgl.parse_args([*map(str, ["--train", *data_flags(few), *RUN])]), ("plain",))
+    data = main_dgl.Data(settings_of(*data_flags(few), *SMALL, *RUN), ("plain",))
     data.load(torch.device("cpu"))
     clips, parts = data.datasets["plain"], []
     with torch.no_grad():
@@ -119,28 +112,8 @@ def test_the_logged_values_are_those_of_the_epochs_model(runs, few, small):
     assert len(parts) == 6
     row = rows_of(runs / "joint")[-1]
     for name in parts[0]:
-        assert row[f"suppression_{name}"] == pytest.approx(
-            torch.cat([part[name] for part in parts]).mean().item(), rel=1e-4
-        )
-
-
-def test_a_resumed_run_is_the_same_run(runs, few, tmp_path, small):
-    flags = ["--train", *data_flags(few), *RUN, "--method", "joint", "--log_suppression", "--ckpt_path", tmp_path]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        interrupt_at(patch, "measure_suppression", 1, lambda: signal.raise_signal(signal.SIGTERM))
-        run_here(main_dgl, *flags)
-    assert len(rows_of(tmp_path)) == 1
-    run_here(main_dgl, *flags)
-    assert_same_run(runs / "joint", tmp_path)
-
-
-def test_other_fusions_are_rejected(rejected):
-    for flags, message in (
-        (["--fusion_method", "gated"], "needs concat or sum fusion, not --fusion_method gated"),
-        (["--method", "mla"], "needs concat or sum fusion, not --method mla"),
-        (["--method", "lfm"], "needs concat or sum fusion, not --method lfm"),
-    ):
-        assert message in rejected(main_dgl, "--train", "--log_suppression", *flags)
+        mean = torch.cat([part[name] for part in parts]).mean().item()
+        assert row[f"suppression_{name}"] == pytest.approx(mean, rel=1e-4)
 
 
 def test_the_figure(runs, tmp_path, output_of):
@@ -162,12 +135,8 @@ def test_the_figure(runs, tmp_path, output_of):
 
 
 def test_unusable_folders_are_rejected(runs, tmp_path, rejected):
-    for name, source in {
-        "no folder": None,
-        "no values": "plain",
-        "broken log": "joint",
-        "no run.json": "joint",
-    }.items():
+    sources = {"no folder": None, "no values": "plain", "broken log": "joint", "no run.json": "joint"}
+    for name, source in sources.items():
         folder = tmp_path / name
         if source:
             shutil.copytree(runs / source, folder)

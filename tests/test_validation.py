@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from sklearn import metrics
 
+import main_dgl
 import valid
 from analysis.tables import measure
 from data.media import extract_audio
@@ -18,9 +19,10 @@ from dataset import DATASETS, build_dataset
 from dataset.loader import build_loader
 from engine.checkpoint import save
 from engine.evaluation import evaluate
+from models.backbone import BACKBONES
 from models.basic_model import AVClassifier
 from models.weights import load_checkpoint
-from tests.conftest import SMALL, data_flags, run_here, settings_of, write_video
+from tests.conftest import SMALL, NarrowEncoder, SmallEncoder, data_flags, run_here, settings_of, write_video
 
 BRANCHES = ("fused", "audio", "visual")
 EMOTIONS = DATASETS["CREMAD"].classes
@@ -251,10 +253,12 @@ def test_a_checkpoint_of_commit_a5d3c2e_evaluates(corpus, small_encoders, tmp_pa
     assert run == ("DGL, alpha 4, seed 0" if modality == "full" else "audio alone, seed 0")
 
 
-@pytest.mark.parametrize("fusion", ["concat", "sum", "gated"])
-def test_a_checkpoint_of_the_authors_code_evaluates(corpus, small_encoders, tmp_path, output_of, rejected, fusion):
+@pytest.mark.parametrize("fusion", ["concat", "sum", "gated", "film"])
+def test_a_checkpoint_of_the_authors_code_evaluates(corpus, tmp_path, output_of, rejected, monkeypatch, fusion):
     """Evaluate one with three settings, DataParallel's names, an unused layer, and an optimiser's state."""
-    path, model = tmp_path / "authors.pth", AVClassifier(6, fusion)
+    monkeypatch.setitem(BACKBONES, "resnet18", NarrowEncoder if fusion == "film" else SmallEncoder)
+    name = "bilinear" if fusion == "film" else fusion  # what the authors' code calls film
+    path, model = tmp_path / "authors.pth", AVClassifier(6, name)
     weights = {f"module.{name}": value for name, value in model.state_dict().items()}
     unused = torch.nn.Linear(1024, 6)
     weights |= {f"module.fusion_module.fc_auxi.{name}": value for name, value in unused.state_dict().items()}
@@ -264,4 +268,11 @@ def test_a_checkpoint_of_the_authors_code_evaluates(corpus, small_encoders, tmp_
     torch.save(state | {name: each.state_dict() for name, each in states.items()}, path)
     assert "add --dataset" in rejected(valid, path)
     output, _ = evaluated(output_of, model, corpus, path, *data_flags(corpus), *SMALL, "--dataset", "CREMAD")
-    assert f"{fusion} fusion" in output
+    assert f"{name} fusion" in output
+
+
+def test_checkpoints_are_evaluated_on_the_first_of_several_gpus(few, trained, monkeypatch):
+    seen = []
+    monkeypatch.setattr("valid.validate", lambda paths, typed: seen.append(typed["gpu_ids"]))
+    run_here(main_dgl, *data_flags(few), "--ckpt_path", trained[0], "--gpu_ids", "2,3")
+    assert seen == [[2]]

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from data.media import extract_audio, extract_clip, extract_frames
-from tests.conftest import ffmpeg
+from tests.conftest import ffmpeg, write_video
 from utils.files import remove
 from utils.pool import ClipError, process_clips
 
@@ -127,7 +127,7 @@ def test_damage_anywhere_costs_its_file_only_and_cuts_are_never_done(whole, tmp_
         assert results.total() + len(failures) == len(jobs) and "whole.mp4" not in failures
         assert {name for name in jobs if name.startswith("cut")} <= failures.keys()
         assert not [reason for reason in failures.values() if reason.startswith("crashed")]
-    monkeypatch.setattr(cv2, "imwrite", lambda *_: 1 / 0)
+    monkeypatch.setattr(cv2, "imencode", lambda *_: 1 / 0)
     with pytest.raises(ClipError, match="not decodable: ZeroDivisionError: division by zero"):
         frames(tmp_path / "whole.mp4")
 
@@ -256,3 +256,11 @@ def test_frames_equal_opencvs_though_few_packets_are_decoded(tmp_path, kind):
         middle = len(content) // 2
         reason, found = extracted(content[:middle] + bytes(500) + content[middle + 500 :], 1000, keep_damaged=True)
         assert reason.startswith("damaged") and len(found) >= 2
+
+
+def test_subtitles_beyond_the_end_of_video_and_audio(tmp_path):
+    (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:09,000\nwords\n")
+    write_video(tmp_path / "a.mp4", [90] * 30, tone=440)
+    ffmpeg("-i", tmp_path / "a.mp4", "-i", tmp_path / "a.srt", "-c", "copy", "-c:s", "srt", tmp_path / "a.mkv")
+    assert extract_frames(tmp_path / "a.mkv", tmp_path / "frames", tmp_path) == "done"
+    assert extract_audio(tmp_path / "a.mkv", tmp_path / "a.wav", tmp_path) == "done"
