@@ -212,7 +212,7 @@ def one_step(way, batch_size, rounds):
     print(seconds, peak)
 
 
-def step_apart(way, batch_size, rounds):
+def step_in_new_process(way, batch_size, rounds):
     """Run `one_step` in a new process and return [seconds, GiB]."""
     command = [sys.executable, "benchmark.py", "--way", way]
     command += ["--batch_size", str(batch_size), "--rounds", str(rounds)]
@@ -225,7 +225,7 @@ def measure_step(root, rounds, batch_size):
     measured = {"retain_graph, .item()": [], "ours": []}
     for _ in range(rounds):
         for name, way in zip(measured, ("plain", "ours"), strict=True):
-            measured[name].append(step_apart(way, batch_size, rounds=2))
+            measured[name].append(step_in_new_process(way, batch_size, rounds=2))
     medians = {
         name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in measured.items()
     }

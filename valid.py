@@ -23,7 +23,7 @@ from dataset.loader import build_loader
 from engine.checkpoint import load_model
 from engine.device import choose_device, set_precision
 from engine.evaluation import are_finite, class_names, predict
-from engine.figures import confusion_figures, save_figure
+from engine.figures import confusion_figure, save_figure
 from engine.settings import find_checkpoints, run_label, validation_parser
 from utils.config import parse
 from utils.errors import InputError, run_script
@@ -93,7 +93,7 @@ def validate(paths, typed):
         write_predictions(settings.predictions, dataset, predictions)
     if settings.confusion:
         names = class_names(dataset.classes, predictions["fused"].shape[1])
-        save_figure(confusion_figures(predictions, names), settings.confusion)
+        save_figure(confusion_figure(predictions, names), settings.confusion)
 
 
 def classify(video, path, typed):

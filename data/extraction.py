@@ -17,7 +17,7 @@ from utils.files import lock_folder, remove, write_csv
 from utils.pool import TIME_LIMIT, ClipError, each_clip
 
 UNFINISHED = ".partial"  # folder of unfinished outputs, in the folder of the outputs
-NAMES_SHOWN = 20
+MAX_LISTED_NAMES = 20
 CLOCK_STEP = 2 * 10**9  # ns, between the times that FAT can store
 SLOWEST = 5 * 10**6  # bytes of video that a core decodes per second, at least: 4K at 30 frames per second
 FOLDERS = {  # flags that some datasets have: what the folder holds
@@ -219,7 +219,7 @@ def print_summary(results, failures, missing="", report=None, kept=()):
     print(f"{results['done']} done, {results['already there']} already there, {len(failures)} failed{note}")
     for reason, count in Counter(reason.partition(":")[0] for reason in failures.values()).most_common():
         print(f"  {count} {reason}")
-    for name, reason in itertools.islice(failures.items(), NAMES_SHOWN):
+    for name, reason in itertools.islice(failures.items(), MAX_LISTED_NAMES):
         print(f"  failed: {name}: {reason}")
     if (failures or kept) and report:
         print(f"  all of them: {report}")

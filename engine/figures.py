@@ -14,7 +14,7 @@ MAX_NAMED = 50  # with up to this many classes, the axes name every class, other
 NAME_LENGTH = 24
 
 
-def confusion_figures(predictions, classes, title=""):
+def confusion_figure(predictions, classes, title=""):
     """Draw the confusion matrices of a model's branches side by side, with the accuracy of each.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.board import Board
 from engine.checkpoint import best_of
 from engine.evaluation import untrained_losses
-from engine.figures import confusion_figures, curves_figure, save_figure
+from engine.figures import confusion_figure, curves_figure, save_figure
 from engine.folder import write_record
 from engine.meter import branches_of, loss_name
 from engine.settings import label, run_label
@@ -102,7 +102,7 @@ class RunLog:
             return
         write_json(self.path("result.json"), result)
         title = f"{os.path.basename(os.path.abspath(self.settings.ckpt_path))}: {run_label(vars(self.settings))}"
-        confusion = confusion_figures(predictions, classes, title)
+        confusion = confusion_figure(predictions, classes, title)
         save_figure(confusion, self.path("confusion.png"))
         save_figure(curves_figure(self.rows, title), self.path("curves.png"))
         rows = {name: result[name] for name in ("best", "last")}

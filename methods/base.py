@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from methods.statistics import by_certainty
+from methods.statistics import certainty_weighted_mean
 from models.fusion_modules import Fusion_AUXI
 
 
@@ -168,7 +168,7 @@ class SharedHead(Fusion_AUXI):
         self.head = linear_head(model)
 
     def fuse(self, features):
-        return by_certainty(*(self.head(feature) for feature in features.values()))
+        return certainty_weighted_mean(*(self.head(feature) for feature in features.values()))
 
     def alone(self, name, feature):
         return self.head(feature)

@@ -9,7 +9,7 @@ from utils.processes import gather, rank, size
 from utils.seeds import derived_seed
 
 
-def drawn_of_each_class(clips, part, fewest, seed):
+def draw_per_class(clips, part, fewest, seed):
     """Draw clips of every class by seed, and return their numbers, sorted.
 
     Args:
@@ -78,9 +78,9 @@ def purity(features, label, clusters):
     low, high = features.min(axis=0), features.max(axis=0)
     scaled = 2 * (features - low) / np.where(high > low, high - low, 1) - 1
     cluster = KMeans(min(clusters, len(label)), n_init=10, random_state=0).fit_predict(scaled)
-    return of_clusters(label.numpy(), cluster)
+    return cluster_purity(label.numpy(), cluster)
 
 
-def of_clusters(label, cluster):
+def cluster_purity(label, cluster):
     """Return the purity of a clustering, 0 to 1, from label and cluster numbers, (M,) each."""
     return sum(np.bincount(label[cluster == each]).max() for each in np.unique(cluster)) / len(label)

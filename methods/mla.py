@@ -15,7 +15,7 @@ without a value. The published code never applies P, because no parameter has th
 import torch
 
 from methods.base import Method, SharedHead, score
-from methods.statistics import batch_mean, by_certainty
+from methods.statistics import batch_mean, certainty_weighted_mean
 
 
 class MLA(Method):
@@ -39,7 +39,7 @@ class MLA(Method):
             self.project(head.weight, batch_mean(feature.detach()))
             if len(outputs) == len(model.modalities):
                 with torch.no_grad():
-                    fused = by_certainty(*(output.logits for output in outputs.values()))
+                    fused = certainty_weighted_mean(*(output.logits for output in outputs.values()))
                     outputs = {"fused": score(fused, label), **outputs}
             yield outputs
         self.batch += 1

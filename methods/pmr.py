@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from methods.base import Method
-from methods.features import as_vector, drawn_of_each_class, features_of
+from methods.features import as_vector, draw_per_class, features_of
 from methods.joint import joint_step
 from methods.statistics import entropy, mean_over_others
 from utils.processes import total
@@ -34,7 +34,7 @@ class PMR(Method):
 
     def begin_epoch(self, epoch, model, loaders, device):
         dataset = loaders["plain"].dataset
-        numbers = drawn_of_each_class(dataset.clips, 0.1, FEWEST, self.settings.random_seed)
+        numbers = draw_per_class(dataset.clips, 0.1, FEWEST, self.settings.random_seed)
         features, label = features_of(model, dataset, self.settings.batch_size, device, numbers)
         counts = torch.bincount(label, minlength=model.n_classes)
         self.present, old, self.prototypes = counts > 0, self.prototypes, {}

@@ -22,7 +22,7 @@ def ratio(x, y, smallest):
     return torch.where(length > smallest, quotient, 0).to(y[0].dtype)
 
 
-def by_certainty(*logits):
+def certainty_weighted_mean(*logits):
     """Return the mean of several logits (B, C), weighted for each clip by the softmax of their negative entropies."""
     weights = torch.stack([-entropy(each.log_softmax(dim=1)) for each in logits]).softmax(dim=0)
     return (weights.unsqueeze(2) * torch.stack(logits)).sum(dim=0)

@@ -159,7 +159,7 @@ def small_encoders(monkeypatch):
 def make_small(patch):
     """Use small encoders, and draw no figures of a run, which would take longer than the run."""
     patch.setitem(BACKBONES, "resnet18", SmallEncoder)
-    patch.setattr("engine.log.confusion_figures", lambda *_: Figure(figsize=(1, 1)))  # for TensorBoard
+    patch.setattr("engine.log.confusion_figure", lambda *_: Figure(figsize=(1, 1)))  # for TensorBoard
     for name in ("curves_figure", "save_figure"):
         patch.setattr(f"engine.log.{name}", lambda *_: None)
 

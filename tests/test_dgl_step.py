@@ -86,5 +86,5 @@ def test_a_step_apart_reports_its_time_and_memory(monkeypatch, small_encoders, o
         return SimpleNamespace(stdout=output_of(benchmark, *command[2:]))
 
     monkeypatch.setattr(benchmark.subprocess, "run", here)
-    seconds, gigabytes = benchmark.step_apart("ours", 2, rounds=1)
+    seconds, gigabytes = benchmark.step_in_new_process("ours", 2, rounds=1)
     assert seconds > 0 and gigabytes > 0.2  # more than PyTorch needs

@@ -17,7 +17,7 @@ from tqdm import tqdm
 import main_dgl
 from analysis.gradient_report import as_table, gradient_report
 from engine.board import Board
-from engine.figures import confusion_figures, curves_figure, save_figure
+from engine.figures import confusion_figure, curves_figure, save_figure
 from engine.gradients import gradient_norms
 from engine.log import summary
 from engine.meter import loss_name
@@ -63,7 +63,7 @@ def test_confusion_matrices(tmp_path, names, branches, named):
     rng = np.random.default_rng(0)
     predictions = {"label": torch.as_tensor(rng.integers(0, len(names), 3000))}
     predictions |= {name: torch.as_tensor(rng.random((3000, len(names)))).softmax(dim=1) for name in branches}
-    figure = confusion_figures(predictions, names)
+    figure = confusion_figure(predictions, names)
     assert_whole(figure, tmp_path / "confusion.png")
     for branch, axes in zip(branches, figure.axes[: len(branches)], strict=True):
         predicted = predictions[branch].argmax(dim=1)

@@ -262,7 +262,7 @@ def test_mmpareto(n, conflicts, rescale):
     torch.testing.assert_close(model(inputs), logits)
 
 
-def by_certainty(logits):
+def certainty_weighted_mean(logits):
     """Return the mean of several logits, weighted by the softmax of their negative entropies."""
     entropies = torch.stack([-(each.softmax(1) * each.log_softmax(1)).sum(1) for each in logits])
     return (entropies.neg().softmax(0).unsqueeze(2) * torch.stack([*logits])).sum(0)
@@ -303,10 +303,10 @@ def test_mla(projection, n):
         assert (p - q).norm() <= 1e-9 * q.norm(), name
     torch.testing.assert_close(method.projection, P)
     assert (P - start).norm() > 0.01 or projection == "off"
-    fused = by_certainty(logits.values())
+    fused = certainty_weighted_mean(logits.values())
     assert_outputs(model, outputs, {"fused": fused, **logits}, {"fused": F.cross_entropy(fused, label), **losses})
     now = {name: z @ head.weight.T + head.bias for name, z in features_of(expected, inputs).items()}
-    torch.testing.assert_close(expected(inputs), {"fused": by_certainty(now.values()), **now})
+    torch.testing.assert_close(expected(inputs), {"fused": certainty_weighted_mean(now.values()), **now})
 
 
 def nce(x, y, tau):

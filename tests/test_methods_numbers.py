@@ -232,14 +232,14 @@ def test_relearning_goes_back_by_the_gap_in_purity(flags, purities, alphas, monk
 
 def test_a_tenth_of_every_class():
     clips = loaders_of(batch()[0], torch.tensor([0] * 230 + [1] * 50 + [2] * 3))["train"].dataset.clips
-    drawn = clip_features.drawn_of_each_class(clips, 0.1, 10, seed=0)
+    drawn = clip_features.draw_per_class(clips, 0.1, 10, seed=0)
     counts = torch.bincount(torch.tensor([clips[k].label for k in drawn]))
     assert counts.tolist() == [23, 10, 3] and drawn == sorted(set(drawn))
-    assert drawn != clip_features.drawn_of_each_class(clips, 0.1, 10, seed=1)
+    assert drawn != clip_features.draw_per_class(clips, 0.1, 10, seed=1)
 
 
 def test_purity_in_numbers():
-    assert clip_features.of_clusters(np.array([0, 0, 1, 1, 2]), np.array([1, 1, 0, 0, 0])) == 0.8
+    assert clip_features.cluster_purity(np.array([0, 0, 1, 1, 2]), np.array([1, 1, 0, 0, 0])) == 0.8
     torch.manual_seed(0)
     label = torch.arange(3).repeat(7)
     features = 10 * torch.randn(3, 512)[label] + torch.randn(21, 512)
