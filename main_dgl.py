@@ -187,7 +187,7 @@ def main():
             )
         from valid import validate  # here, because it loads scikit-learn: 85 MB that training does not need
 
-        validate([path], typed | {"gpu_ids": settings.gpu_ids[:1]})  # one process evaluates
+        validate([path], typed | {"gpu_ids": typed.get("gpu_ids", ())[:1]})  # one process evaluates
 
 
 if __name__ == "__main__":

@@ -165,7 +165,8 @@ def notes(runs, differences, reference):
         )
     if missing := [label(*key) for key, found in differences.items() if not found and key != reference]:
         lines.append(
-            f"No difference (predictions.csv is missing, the clips differ, or no seed is shared): {', '.join(missing)}."
+            "No difference (predictions.csv is missing, test clips differ between runs or are too few, or no seed is "
+            f"shared): {', '.join(missing)}."
         )
     return "".join(f"\n{line}\n" for line in lines)
 

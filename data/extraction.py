@@ -19,7 +19,7 @@ from utils.pool import TIME_LIMIT, ClipError, each_clip
 UNFINISHED = ".partial"  # folder of unfinished outputs, in the folder of the outputs
 MAX_LISTED_NAMES = 20
 CLOCK_STEP = 2 * 10**9  # ns, between the times that FAT can store
-SLOWEST = 5 * 10**6  # bytes of video that a core decodes per second, at least: 4K at 30 frames per second
+SLOWEST = 10**5  # bytes of video that a core decodes per second, at least: films of drawings have a low bit rate
 FOLDERS = {  # flags that some datasets have: what the folder holds
     "target": "folder to write to, if --root is read-only (default: --root)",
     "split_path": "folder of the dataset's lists (default: %(default)s)",
@@ -123,7 +123,8 @@ def extract_all(source, kind, videos, missing, args):
             jobs = {name: (video, outputs[name], unfinished) for name, _, _, video in videos}
             results, failures, kept = extract_changed(function, jobs, args.workers)
         finally:
-            remove(unfinished)
+            with suppress(OSError):
+                remove(unfinished)
         write_failures(report, failures | {name: f"kept: {reason}" for name, reason in kept.items()})
     print_summary(results, failures, missing, report, kept)
     if not results.total():
@@ -155,8 +156,7 @@ def extract_changed(function, jobs, workers):
             results["already there"] += 1
             continue
         todo[name] = jobs[name]
-    limit = TIME_LIMIT + max((size_of(video) for video, *_ in todo.values()), default=0) / SLOWEST
-    for name, result in each_clip(function, todo, workers, start=quieten_decoders, limit=limit):
+    for name, result in each_clip(function, todo, workers, start=quieten_decoders, limit=time_limit):
         if isinstance(result, ClipError):
             failures[name] = str(result)
             continue
@@ -171,11 +171,11 @@ def modification_time(path):
         return os.stat(path).st_mtime_ns
 
 
-def size_of(path):
-    """Return the size of a file in bytes; 0 if it is missing or cannot be read."""
+def time_limit(video, *_):
+    """Return after how many seconds the extraction of a video counts as hung."""
     with suppress(OSError):
-        return os.path.getsize(path)
-    return 0
+        return TIME_LIMIT + os.path.getsize(video) / SLOWEST
+    return TIME_LIMIT
 
 
 def same_output(jobs):

@@ -28,7 +28,7 @@ TOLERANCE = 1  # s; lengths in the headers of undamaged clips are wrong by up to
 UNSTEADY = 0.5  # s; time stamps that differ more from a constant rate mean a variable frame rate
 ROUNDING = 0.001  # s, precision of time stamps in Matroska and FLV
 LONGEST = 600  # s; one frame is repeated, or silence is added, for no longer than this
-DAMAGED = 1  # ns, the modification time of outputs of damaged videos
+DAMAGED = 10**18  # ns (in 2001), the modification time of outputs of damaged videos; any file system can store it
 IN_MEMORY = 2**28  # bytes; packets of larger files are not stored, the file is demuxed twice
 STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # of cover art, which Matroska does not mark as such
 TIMED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")  # containers that store the time of every frame
@@ -337,8 +337,10 @@ def save_chosen(frames, chosen, folder):
             image = converter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1)  # as in OpenCV
             image = np.ascontiguousarray(np.rot90(image.to_ndarray(), frame.rotation // 90))
             for number in chosen[key]:
-                # not imwrite, which ends the process if the path is not UTF-8
-                (folder / f"{number:05d}.jpg").write_bytes(cv2.imencode(".jpg", image)[1])
+                done, content = cv2.imencode(".jpg", image)  # not imwrite, which ends the process at paths not in UTF-8
+                if not done:
+                    raise ClipError("not decodable: its frames are too large for JPEG; convert it")
+                (folder / f"{number:05d}.jpg").write_bytes(content)
     return keys
 
 

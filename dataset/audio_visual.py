@@ -46,7 +46,8 @@ class AudioVisual(Source):
         if len(dataset.classes) > self.outputs(args):
             where = args.split_path or args.audio_path
             raise InputError(
-                f"{where}: {len(dataset.classes)} classes, but {args.dataset} has {self.outputs(args)}; remove others"
+                f"{where}: {len(dataset.classes)} classes, but {args.dataset} has {self.outputs(args)}; "
+                "remove the others"
             )
         return dataset
 

@@ -108,7 +108,8 @@ def list_frames(folder):
         return ()
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; make it readable, or take its clip off the list") from None
-    names.sort(key=lambda name: (len(name), name))  # 100020.jpg is later than 99990.jpg
+    numbered = all(os.path.splitext(name)[0].isdigit() for name in names)
+    names.sort(key=lambda name: (len(name) * numbered, name))  # 100020.jpg is later than 99990.jpg
     return tuple(map(sys.intern, names))  # nearly all clips share their frames' names
 
 

@@ -103,9 +103,11 @@ def decode(decoder, clip, path, room):
                 open(file, "rb").close()  # an error of reading is not remembered: it may be temporary
             write(f"{path}.txt", str(error).encode(errors="surrogateescape"))
         raise
+    except MemoryError:
+        return "memory ran out while a clip was decoded"
     try:
         if arrays is None:
-            return "clips with more than 1 GiB of frames are not kept in it"
+            return "clips of more than 2 GiB are not kept in it"
         disk = shutil.disk_usage(os.path.dirname(path))
         if written + arrays.nbytes > room:
             return "the limit of --cache_gb is reached; delete the folder, or raise the limit"

@@ -22,7 +22,7 @@ from utils.pool import ClipError
 from utils.seeds import derived_seed
 
 SHORTEST = 0.01  # s of audio
-LARGEST = 2**30  # bytes of a clip's frames in the cache; NumPy's structured arrays end at 2 GiB
+LARGEST = 2**31 - 2**24  # bytes of a clip in the cache; NumPy's structured arrays end at 2 GiB
 HEADER = 10**7  # characters of a cache file's header, which lists the frames; NumPy's limit is 10,000
 RESTORE = "restore it or take its clip off the split list"
 
@@ -148,9 +148,10 @@ class Decoder:
         Raises:
             ClipError: one of its files cannot be decoded; names the file.
         """
-        file, size = clip.wav, 0
+        file = clip.wav
         try:
             arrays = {"waveform": self.waveform(clip)}
+            size = arrays["waveform"].nbytes
             for k, name in enumerate(self.frames(clip)):
                 file = os.path.join(clip.folder, name)
                 image = self.frame(clip, k).numpy()
@@ -236,7 +237,7 @@ class ClipDataset(Dataset):
         if self.skipped:
             text += f", {len(self.skipped)} skipped without audio or enough frames, the first is {self.skipped[0]}"
         if self.cut:
-            text += f", {len(self.cut)} with audio much shorter than its frames, the first is {self.cut[0]}"
+            text += f", {len(self.cut)} with audio much shorter than their frames, the first is {self.cut[0]}"
         if self.damaged:
             text += f", {len(self.damaged)} skipped as damaged, the first is {next(iter(self.damaged))}"
         return text

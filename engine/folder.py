@@ -13,7 +13,7 @@ from engine.provenance import provenance
 from methods import METHODS
 from models.weights import load_checkpoint
 from utils.config import DEFAULTS, NAMED, PATHS, changes_results, differing, format_value
-from utils.errors import InputError
+from utils.errors import InputError, set_overwritten
 from utils.files import lock_folder, read_json, write_json
 from utils.processes import first_process, gather, rank
 
@@ -169,8 +169,8 @@ def check_data(settings, data):
     before = (
         {} if settings.overwrite or not has_any_file(settings.ckpt_path, RECORD) else read_record(path).get("data", {})
     )
-    for split in ("train",) if is_finished(settings) else before.keys() & data.keys():
-        if before and before[split] != data[split]:
+    for split in ("train",) if is_finished(settings) else data:
+        if before.get(split, data[split]) != data[split]:
             raise InputError(
                 f"{settings.ckpt_path}: {'trained' if split == 'train' else 'evaluated'} on other clips, "
                 f"{before[split]['clips']} were listed then, {data[split]['clips']} now; use --overwrite to train "
@@ -188,6 +188,7 @@ def write_record(settings, data):
         for name in RUN_FILES:
             with suppress(FileNotFoundError):
                 os.remove(os.path.join(settings.ckpt_path, name))
+        set_overwritten(True)
     path, before = os.path.join(settings.ckpt_path, RECORD), {}
     if has_any_file(settings.ckpt_path, LAST) and os.path.exists(path):
         before = read_record(path)

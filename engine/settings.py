@@ -12,7 +12,7 @@ from models.backbone import BACKBONES
 from models.basic_model import MODALITIES
 from models.fusion_modules import FUSION_MODULES
 from utils import config
-from utils.errors import InputError
+from utils.errors import InputError, warn_once
 
 CHOICES = {
     "dataset": DATASETS,
@@ -116,8 +116,8 @@ def with_recorded(settings, typed, parser, argv):
     recorded = None
     if path:
         recorded = read_record(path)["settings"] if settings.config else recorded_settings(path)
-    if settings.resume and not recorded:
-        print(f"warning: --resume: no run in {path}, starting a new one", file=sys.stderr)
+    if settings.resume and settings.train and not recorded:
+        warn_once(f"--resume: no run in {path}, starting a new one")
     if not recorded:
         return settings
     recorded = {name: value for name, value in resolve(recorded).items() if name not in NOT_REUSED}

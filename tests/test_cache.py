@@ -289,11 +289,11 @@ def test_clips_of_many_frames_are_cached_and_large_ones_decoded_each_time(moved,
     monkeypatch.setattr("dataset.clips.LARGEST", 2**24)
     capsys.readouterr()
     dataset, found = items(moved)
-    assert len(dataset.cached) == 17 and "1 GiB of frames" in capsys.readouterr().err
+    assert len(dataset.cached) == 17 and "more than 2 GiB" in capsys.readouterr().err
     assert_same(expected, found)
 
 
-def test_too_little_memory_is_not_remembered_as_damage(moved, monkeypatch):
+def test_too_little_memory_is_no_damage(moved, capsys, monkeypatch):
     decode = cv2.imdecode
 
     def failing(content, flags):
@@ -304,7 +304,9 @@ def test_too_little_memory_is_not_remembered_as_damage(moved, monkeypatch):
     largest = max(path.stat().st_size for path in moved.glob("Image-01-FPS/*/*.jpg"))
     no_memory = cv2.error()
     no_memory.code = cv2.Error.StsNoMem
+    warn_once.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(cv2, "imdecode", failing)
-        assert items(moved)[0].damaged
-    assert not items(moved)[0].damaged
+        dataset = build_loader(settings(moved), "train", CPU).dataset
+    assert not dataset.damaged and len(dataset.cached) < 18 and "memory ran out" in capsys.readouterr().err
+    assert len(items(moved)[0].cached) == 18

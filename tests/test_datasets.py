@@ -278,7 +278,7 @@ def test_evaluation_takes_frames_within_a_much_shorter_audio(moved):
         shutil.copy(first.files()[1], Path(first.folder, f"{30 * k:05d}.jpg"))
     dataset = build_dataset(test_reader.settings(moved), "test")
     assert len(dataset.clips[0].frames) <= soundfile.info(first.wav).duration + 1 and dataset.cut == [first.id]
-    assert f"1 with audio much shorter than its frames, the first is {first.id}" in str(dataset)
+    assert f"1 with audio much shorter than their frames, the first is {first.id}" in str(dataset)
     assert not build_dataset(test_reader.settings(moved), "train").cut and dataset.clips[1:] == rest
 
 

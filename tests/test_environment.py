@@ -180,8 +180,9 @@ def test_folders_whose_names_are_not_utf8(few, tmp_path, small, capsys, output_o
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "free space"),
+        (OSError(errno.ENOSPC, "No space left on device", "log.jsonl"), "log.jsonl: no space"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "smaller --batch_size"),
+        (MemoryError(), "smaller --batch_size"),
     ],
 )
 def test_full_disks_and_memory_have_a_known_reason(fault, words):
@@ -190,4 +191,4 @@ def test_full_disks_and_memory_have_a_known_reason(fault, words):
 
 def test_a_number_of_processes_that_is_none(forking):
     done = run_shell("mosi_dgl.sh", project=forking, check=False, processes="x")
-    assert done.returncode == 2 and done.stderr == "error: processes=x: not a number of at least 1; change it\n"
+    assert done.returncode == 2 and done.stderr == "error: processes=x: not a whole number of at least 1; change it\n"

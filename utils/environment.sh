@@ -64,7 +64,7 @@ train_and_validate() {
   set -- --modulation Normal --fusion_method concat --alpha "$alpha" --learning_rate "$learning_rate" \
     --lr_decay_step "$lr_decay_step" --epochs "$epochs" --batch_size "$batch_size" --random_seed "$seed" \
     --use_tensorboard "$@"
-  [[ "${processes:-1}" =~ ^[1-9][0-9]*$ ]] || fail "processes=$processes: not a number of at least 1; change it"
+  [[ "${processes:-1}" =~ ^[1-9][0-9]*$ ]] || fail "processes=$processes: not a whole number of at least 1; change it"
   local launch=("$PYTHON")
   [ "${processes:-1}" -eq 1 ] || launch+=(-m engine.launch --standalone "--nproc_per_node=$processes")
   run "${launch[@]}" main_dgl.py --train "$@"

@@ -22,7 +22,7 @@ WORKER_KILLED = (
 # PyTorch's messages
 KILLED = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"
 SHARED_MEMORY_FULL = r"(?s).*unable to (allocate|open|resize|write|mmap).*(shared memory|/torch_)"
-OUT_OF_MEMORY = r"CUDA out of memory|DefaultCPUAllocator: (can't allocate|not enough) memory"
+OUT_OF_MEMORY = r"CUDA (error: )?out of memory|DefaultCPUAllocator: (can't allocate|not enough) memory"
 PROCESS_LOST = r"(?i)gloo|nccl|process group|connection (closed|reset|refused)|broken pipe"
 
 
@@ -42,6 +42,7 @@ class Interrupted(BaseException):
         self.number = number
 
 
+overwritten = False  # see `set_overwritten`
 delayed = None  # numbers of the signals that arrived while `delay_signals` lasts
 
 
@@ -142,14 +143,12 @@ def output_is_closed():
 
 def known_reason(fault):
     """Return the reason and the remedy for an error with a known external cause, or None."""
-    if isinstance(fault, OSError) and fault.errno == errno.ENOSPC:
-        return (
-            f"{fault.filename or 'output'}: no space left on the device; free space and run the same command to resume"
-        )
+    if isinstance(fault, OSError) and fault.errno == errno.ENOSPC and fault.filename:
+        return f"{fault.filename}: no space left on the device; free space and run the same command again"
+    if isinstance(fault, MemoryError) or isinstance(fault, RuntimeError) and re.search(OUT_OF_MEMORY, str(fault)):
+        return "memory ran out; use a smaller --batch_size or fewer --num_workers"
     if not isinstance(fault, RuntimeError):
         return None
-    if re.search(OUT_OF_MEMORY, str(fault)):
-        return "memory ran out; use a smaller --batch_size, --image_size or --num_frame"
     if re.match(KILLED, str(fault)):
         return WORKER_KILLED
     if re.match(SHARED_MEMORY_FULL, str(fault)):
@@ -160,9 +159,14 @@ def known_reason(fault):
 
 
 def with_command(message):
-    """Return a message with the command that resumes a run: with --overwrite, the same command would start it again."""
-    overwrite = " without --overwrite" if "--overwrite" in sys.argv else ""
-    return message.replace("run the same command", f"run the same command{overwrite}")
+    """Return a message with the command that resumes the run: after --overwrite has removed a run, one without it."""
+    return message.replace("run the same command", f"run the same command{' without --overwrite' * overwritten}")
+
+
+def set_overwritten(value):
+    """Set whether --overwrite has removed the files of an older run, so that the same command would remove this one."""
+    global overwritten
+    overwritten = value
 
 
 def run_script(main):
@@ -173,6 +177,7 @@ def run_script(main):
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may have another encoding
+    set_overwritten(False)
     try:
         with raise_on_signals():
             result = main()

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,19 +33,22 @@ def replace_file(path):
     Raises:
         InputError: the file cannot be written. An older file at `path` stays unchanged.
     """
-    is_device = str(path).startswith("/dev/") or os.path.exists(path) and not os.path.isfile(path)
-    partial = path if is_device else f"{path}.partial"
+    partial = f"{path}.partial"
     try:
+        if str(path).startswith(("/dev/std", "/dev/fd/")) or os.path.exists(path) and not os.path.isfile(path):
+            sys.stdout.flush()
+            is_output = str(path) == "/dev/stdout"  # after what was printed, also if it is a file
+            with open(1 if is_output else path, "wb", closefd=not is_output) as file:
+                yield file
+            return
         try:
             with open(partial, "wb") as file:
                 yield file
-                if is_device:
-                    return
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
-            if not is_device and os.path.exists(partial):
+            if os.path.exists(partial):
                 os.remove(partial)
     except OSError as error:
         reason = error.strerror or error
@@ -159,18 +163,20 @@ def move_when_complete(target, unfinished):
     try:
         yield path
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove(target)
         try:
             path.rename(target)
         except OSError as error:
-            if error.errno != errno.EXDEV:
+            if error.errno == errno.EXDEV:  # the two are on different disks
+                partial = target.with_name(f".{target.name}.partial")
+                remove(partial)
+                path = shutil.move(path, partial)
+            elif not os.path.lexists(target):
                 raise
-            partial = target.with_name(f".{target.name}.partial")  # the two are on different disks
-            remove(partial)
-            shutil.move(path, partial)
-            partial.rename(target)
+            remove(target)  # a folder, which a rename does not replace
+            path.rename(target)
     finally:
-        remove(path)
+        with suppress(OSError):
+            remove(path)
 
 
 def remove(path):

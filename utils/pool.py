@@ -54,7 +54,7 @@ def each_clip(function, jobs, workers=None, description=None, start=None, limit=
         workers: number of worker processes; None for one per core that this process may use.
         description: text of the progress bar.
         start: a top-level function that every worker calls first.
-        limit: seconds per clip, after which its worker is ended; None for no limit.
+        limit: seconds per clip, after which its worker is ended; None for no limit; or a function of a job's arguments.
 
     Yields:
         (clip name, result of the function or ClipError), in the order in which clips are finished.
@@ -80,7 +80,8 @@ def each_clip(function, jobs, workers=None, description=None, start=None, limit=
                 except ProcessExpired as error:
                     result = ClipError(f"crashed: its decoder ended {exit_reason(error.exitcode)}; download it again")
                 except concurrent.futures.TimeoutError:
-                    result = ClipError(f"hung: its decoder did not end within {limit:g} s; download it again")
+                    seconds = limit_of(limit, jobs[name])
+                    result = ClipError(f"hung: its decoder did not end within {seconds:g} s; download it again")
                 progress.update()
                 yield name, result
 
@@ -105,7 +106,8 @@ def run_pool(function, jobs, waiting, workers, start, limit):
         while pool.active and (waiting or in_flight):
             with suppress(RuntimeError):  # the pool has just broken
                 while waiting and len(in_flight) < IN_FLIGHT * workers:
-                    future = pool.schedule(attempt, (function, jobs[waiting[-1]]), timeout=limit)
+                    job = jobs[waiting[-1]]
+                    future = pool.schedule(attempt, (function, job), timeout=limit_of(limit, job))
                     in_flight[future] = waiting.pop()
             done = concurrent.futures.wait(in_flight, 1, concurrent.futures.FIRST_COMPLETED).done
             yield from ((in_flight.pop(future), future) for future in done)
@@ -113,6 +115,11 @@ def run_pool(function, jobs, waiting, workers, start, limit):
         if not future.done():
             future.set_exception(BrokenProcessPool())
         yield name, future
+
+
+def limit_of(limit, arguments):
+    """Return the time limit of a job in seconds; `limit` is as for `each_clip`."""
+    return limit(*arguments) if callable(limit) else limit
 
 
 def attempt(function, arguments):

@@ -54,11 +54,9 @@ def audio_fault(path):
             return fault
         with open(path, "rb") as file:
             samples, _ = soundfile.read(file)
-        return (
-            ("" if np.isfinite(samples).all() else "has samples that are not finite")
-            if len(samples)
-            else "holds no audio"
-        )
+        if not len(samples):
+            return "holds no audio"
+        return "" if np.isfinite(samples).all() else "has samples that are not finite"
     except (OSError, RuntimeError):  # soundfile's errors are RuntimeErrors
         return "not a readable audio file"
 
