@@ -236,6 +236,7 @@ def test_tensorboard_has_every_series_and_resumes_without_gap_or_duplicate(few, 
 
     with interrupted("dgl_step", 3):
         train(few, tmp_path / "parts", *flags)
+    time.sleep(1.1)  # the files are read in the order of their names, which start with the second
     train(few, tmp_path / "parts", *flags, "--resume")
     resumed = series_of(boards / "parts")
     assert resumed.keys() == series.keys()
