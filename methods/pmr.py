@@ -11,8 +11,8 @@ The paper has two modalities. The mean over the others is our extension; with tw
 Defaults: alpha 1 (the paper has 1 or 2), mu 0.01 (or 0.001), up to the last epoch (Algorithm 1; a command line of the
 code has --pmr_ends 70), eps 0.2 (the code's flag). The paper does not state the number of epochs with H; ours is 10.
 `--pmr_rule code` is the rule of the published code: help is 0 or 1, and there is no H. That code computes prototypes
-from augmented batches, and they are NaN for a class without clips; ours leaves out such a class. Before the first epoch,
-the prototypes are those of the initial model, whose BatchNorm still has mean 0 and variance 1.
+from augmented batches, and they are NaN for a class without clips; ours leaves out such a class. In the first epoch the
+prototypes are those of the initial model, whose BatchNorm still has mean 0 and variance 1.
 """
 
 import torch
